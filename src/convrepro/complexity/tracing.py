@@ -1,0 +1,241 @@
+"""One traced forward pass of a network, and what fvcore counts in it, module by module.
+
+fvcore corrects nothing by itself: it takes what it does not know for nothing, rounds an `einsum` to four digits, and
+ignores the batch of a second matrix. Here these are counted exactly, and what is neither counted nor known to hold no
+multiply-accumulate is an error.
+"""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convrepro.errors import ConvReproError
+from convrepro.ops import LINEAR_OPERATORS, ConvOperator
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore scripts its losses on import; torch.jit is deprecated
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import conv_flop_count, get_shape
+
+OPERATOR = (ConvOperator, *LINEAR_OPERATORS.values())
+
+_FREE = {
+    "arithmetic on single elements": """
+        __or__ __xor__ abs add addcdiv addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift
+        bitwise_xor ceil clamp_max clamp_min clone cos cumsum div erf exp exp2 expm1 floor floor_divide fmod
+        frac frexp heaviside ldexp log log10 log1p log2 maximum minimum mul nan_to_num neg pow reciprocal
+        remainder round rsqrt rsub sgn sign sin sqrt square sub tan trunc where""",
+    "activations": """
+        celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax mish prelu relu6
+        selu sigmoid silu softmax softplus softsign tanh threshold""",
+    "reductions and comparisons": """
+        all amax amin any argmax argmin isfinite isinf isnan le linalg_vector_norm logical_and logical_not
+        logical_or lt mean min ne norm prod std std_mean sum topk var var_mean""",
+    "normalisation, pooling and resizing that fvcore leaves out": """
+        adaptive_avg_pool1d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d max_pool1d
+        max_pool2d max_pool2d_with_indices max_pool3d rms_norm upsample_bicubic2d upsample_linear1d""",
+    "copies and new shapes": """
+        alias as_strided broadcast_to channel_shuffle col2im concat diagonal empty_like expand_as fill flip
+        im2col index_select lift_fresh linspace masked_fill masked_select meshgrid movedim numpy_T one_hot
+        ones_like pad pixel_shuffle pixel_unshuffle rand_like repeat repeat_interleave reshape_as scalar_tensor
+        scatter squeeze swapaxes tensor_split tile transpose tril triu unflatten unfold view_as zero""",
+    "off in evaluation mode": "alpha_dropout dropout feature_dropout",
+}
+
+FREE_OPERATIONS = frozenset(name for names in _FREE.values() for name in names.split())
+"""ATen operations that hold no multiply-accumulate, in place or not, besides those that fvcore itself ignores."""
+
+CONV_OUTPUTS = "conv_outputs"
+"""Counted beside the multiply-accumulates: output elements of convolutions."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A forward pass on one image.
+
+    Attributes:
+        layers: the modules by name, each once, without those inside an operator.
+        operations: what fvcore counted in each module itself (an operator: with what it contains), by operation.
+        outputs: shape of the output tensor of each call.
+    """
+
+    layers: dict[str, nn.Module]
+    operations: dict[str, Counter[str]]
+    outputs: dict[str, list[Shape]]
+
+    def positions(self, name: str) -> list[tuple[int, int, int]]:
+        """(images, out_h, out_w) of each call of a convolution or a linear layer; for (B, T, N) it is (1, B, T)."""
+        kernel, shapes = getattr(self.layers[name], "kernel_size", None), self.outputs[name]
+        if kernel is None:
+            return [(1, *_plane(shape[:-1])) for shape in shapes]
+        rank = len(kernel)
+        return [(math.prod(shape[: -rank - 1]), *_plane(shape[-rank:])) for shape in shapes]
+
+
+def _plane(shape: Shape) -> tuple[int, int]:
+    return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
+    """Trace `model` on one image (C, H, W).
+
+    Raises ConvReproError for an operation that holds an unknown number of multiply-accumulates.
+    """
+    layers = dict(_layers(model))
+    outputs: dict[str, list[Shape]] = {name: [] for name in layers}
+
+    def record(shapes: list[Shape]):
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                shapes.append(_shape(output))
+
+        return hook
+
+    image = blank_image(model, input_size)
+    with counting_form(model):
+        for name, module in layers.items():
+            module.register_forward_hook(record(outputs[name]))
+        analysis = FlopCountAnalysis(model, image).set_op_handle(**_HANDLES)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        operations = _own(analysis.by_module_and_operator(), layers)
+    for name, unknown in _own({name: analysis.unsupported_ops(name) for name in layers}, layers).items():
+        for operation in unknown:
+            if not _is_free(operation):
+                raise ConvReproError(
+                    f"{operation} in {_place(layers, name)} holds an unknown number of multiply-accumulates; countable "
+                    "are torch's convolutions, linear layers, matrix products and scaled dot-product attention"
+                )
+    return Trace(layers, operations, outputs)
+
+
+def _shape(output: Tensor) -> Shape:
+    """The shape as integers; while tracing they would be tensors, slow to make and part of the trace."""
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    shape = tuple(output.shape)
+    torch._C._set_tracing_state(tracing)
+    return shape
+
+
+def blank_image(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
+    """Zeros (1, C, H, W) on the model's device and in its dtype; raises ConvReproError where none can go through it."""
+    if len(input_size) != 3 or not all(isinstance(size, int) and size > 0 for size in input_size):
+        raise ConvReproError(f"input_size={input_size!r} must be three positive integers: channels, height, width")
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if weight.is_meta:
+        raise ConvReproError("fvcore cannot trace a model on the meta device; valid: model.to_empty(device='cpu')")
+    return torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
+
+
+@contextmanager
+def counting_form(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode, without gradients, `forward_exact` in the place of `forward`.
+
+    On leaving, modes and forwards are as before, and the hooks that were added are gone (fvcore leaves its own where
+    the model raises).
+    """
+    modules = list(model.modules())
+    modes = [(module, module.training) for module in modules]
+    hooks = [h for module in modules for h in (module._forward_hooks, module._forward_pre_hooks)]
+    hook_ids = [set(registered) for registered in hooks]
+    exact = [module for module in modules if _has_exact_form(module)]
+    forwards = [(module, module.__dict__.get("forward")) for module in exact]
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for module in modules:
+            module.training = False
+        for module in exact:
+            module.forward = module.forward_exact
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+        for module, mode in modes:
+            module.training = mode
+        for module, forward in forwards:
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+        for registered, kept in zip(hooks, hook_ids, strict=True):
+            for added in set(registered) - kept:
+                del registered[added]
+
+
+def _has_exact_form(module: nn.Module) -> bool:
+    return getattr(type(module), "forward_exact", ConvOperator.forward_exact) is not ConvOperator.forward_exact
+
+
+def _layers(module: nn.Module, name: str = "", seen: set[nn.Module] | None = None) -> Iterator[tuple[str, nn.Module]]:
+    seen = set() if seen is None else seen
+    if module in seen:
+        return
+    seen.add(module)
+    yield name, module
+    if not isinstance(module, OPERATOR):
+        for child, submodule in module.named_children():
+            yield from _layers(submodule, f"{name}.{child}" if name else child, seen)
+
+
+def _own(inclusive: dict[str, Counter[str]], layers: dict[str, nn.Module]) -> dict[str, Counter[str]]:
+    """What each layer did itself, from counters that include the layers below it."""
+    own = {name: Counter(inclusive[name]) for name in layers}
+    for name in filter(None, layers):
+        own[name.rpartition(".")[0]].subtract(inclusive[name])
+    return {name: +counter for name, counter in own.items()}
+
+
+def _is_free(operation: str) -> bool:
+    namespace, _, name = operation.partition("::")
+    return namespace == "aten" and (name in FREE_OPERATIONS or name.removesuffix("_") in FREE_OPERATIONS)
+
+
+def _place(layers: dict[str, nn.Module], name: str) -> str:
+    return f"{name or 'the model itself'} ({type(layers[name]).__name__})"
+
+
+def _convolution(inputs: list, outputs: list) -> Counter[str]:
+    """aten::_convolution (with 12 or 13 arguments) and aten::_convolution_mode (7: padding="same", not transposed)."""
+    shape = get_shape(outputs[0])
+    transposed = len(inputs) > 7 and inputs[6].toIValue()
+    macs = conv_flop_count(get_shape(inputs[0]), get_shape(inputs[1]), shape, transposed)
+    return Counter({"conv": macs, CONV_OUTPUTS: math.prod(shape)})
+
+
+def _matmul(inputs: list, outputs: list) -> int:
+    return math.prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
+
+
+def _einsum(inputs: list, outputs: list) -> int:
+    """One product for each combination of the indices of two operands."""
+    equation = inputs[0].toIValue().replace(" ", "")
+    operands = equation.split("->")[0].split(",")
+    if len(operands) > 2 or "." in equation:
+        raise ConvReproError(f"einsum {equation!r} cannot be counted; valid: one or two operands, without '...'")
+    shapes = [get_shape(value) for value in inputs[1].node().inputs()]
+    sizes = {i: n for indices, shape in zip(operands, shapes, strict=True) for i, n in zip(indices, shape, strict=True)}
+    return math.prod(sizes.values()) if len(operands) == 2 else 0
+
+
+def _attention(inputs: list, outputs: list) -> int:
+    query, key, value = (get_shape(v) for v in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+_HANDLES = {
+    "aten::_convolution": _convolution,
+    "aten::_convolution_mode": _convolution,
+    "aten::matmul": _matmul,
+    "aten::mm": _matmul,
+    "aten::bmm": _matmul,
+    "aten::einsum": _einsum,
+    "aten::scaled_dot_product_attention": _attention,
+}

@@ -1,0 +1,82 @@
+"""Composes the Hydra configuration of one run, and turns what Hydra complains about into one sentence."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from convrepro.errors import ConvReproError
+from convrepro.paths import CONF
+
+GROUPS = ("conv", "data", "recipe", "budget", "trainer", "logger")
+
+
+def choices(group: str) -> list[str]:
+    """The names that a config group offers."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def describe(group: str, name: str) -> str:
+    """The first comment line of a config file: what the choice is."""
+    first = (CONF / group / f"{name}.yaml").read_text().splitlines()[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one run; raises ConvReproError naming the override that does not fit and what would."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        try:
+            cfg = compose("train", overrides=list(overrides))
+            OmegaConf.resolve(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConvReproError(_explain(overrides, error)) from error
+    return cfg
+
+
+def _explain(overrides: Sequence[str], error: Exception) -> str:
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            return f"{text!r} is not an override; write key=value, for example conv.p=4"
+        sentence = _unknown_choice(override.key_or_group, override.value()) or _unknown_key(
+            text, override.key_or_group, overrides, added=override.is_add() or override.is_delete()
+        )
+        if sentence:
+            return sentence
+    return " ".join(str(error).split())
+
+
+def _unknown_choice(group: str, value: object) -> str | None:
+    if group not in GROUPS or value in choices(group):
+        return None
+    return f"{group}={value} does not exist{_near(str(value), choices(group))}; valid: {', '.join(choices(group))}"
+
+
+def _unknown_key(text: str, key: str, overrides: Sequence[str], *, added: bool) -> str | None:
+    if added or key in GROUPS:
+        return None
+    chosen = [o for o in overrides if re.fullmatch(rf"({'|'.join(GROUPS)})=\w+", o)]
+    node = compose("train", overrides=chosen)
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if not OmegaConf.is_dict(node) or part not in node:
+            where = ".".join(parts[:depth])
+            owner = f"{where}={node.name}" if OmegaConf.is_dict(node) and "name" in node else where
+            valid = [str(k) for k in node] if OmegaConf.is_dict(node) else []
+            named = f"{owner} has no key {part!r}" if owner else f"there is no key {part!r}"
+            return f"{text!r}: {named}{_near(part, valid)}; valid: {', '.join(valid) or 'none'}"
+        node = node._get_node(part)
+    return None
+
+
+def _near(word: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, valid, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

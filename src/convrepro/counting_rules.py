@@ -1,0 +1,185 @@
+"""How papers count: named rules from the layers of a network to one exact number.
+
+A table names its rule, because papers disagree on biases, normalisation and classifiers. No rule rounds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+from convrepro.errors import ConvReproError
+
+MULTIPLYING = ("conv", "linear", "matmul")
+"""Kinds of layer that multiply and accumulate; `matmul` is a product of two activations, as in attention."""
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """What one module costs for one image. A module whose operations are of several kinds has a layer for each.
+
+    Attributes:
+        name: the module's name in the model, "" for the model itself.
+        kind: "conv", "linear", "matmul", "norm", "pool", "resize", or "other" where nothing is counted.
+        operator: the module's class.
+        in_channels, out_channels, kernel, groups: as `nn.Conv2d` has them (a linear layer: its features, no kernel).
+        bias: whether it has one.
+        calls: how often it runs in one forward pass; 0 for a module that never runs.
+        out_h, out_w: output positions of its last call (a linear layer on (B, T, N): 1 and T).
+        macs: multiply-accumulates as fvcore counts them, summed over the calls. For "norm", "pool" and "resize" these
+            are fvcore's estimates of elementwise work, such as 2 per element of a batch norm.
+        dense_macs: those of the standard convolution that an operator stands for; else `macs`.
+        scaled_bias: biases as HetConv's tables count them (`hetconv_scaled_bias`); 0 except for convolutions.
+        multiplications, shifts: what `macs` of the multiplying kinds consist of.
+        params: elements of its parameters, frozen ones too; one shared by two modules is counted in the first.
+        weight_bits: bits of its weights as deployed, biases left out.
+    """
+
+    name: str
+    kind: str
+    operator: str
+    in_channels: int | None = None
+    out_channels: int | None = None
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    bias: bool = False
+    calls: int = 0
+    out_h: int = 0
+    out_w: int = 0
+    macs: int = 0
+    dense_macs: int = 0
+    scaled_bias: Fraction | int = 0
+    multiplications: int = 0
+    shifts: int = 0
+    params: int = 0
+    weight_bits: int = 0
+
+
+@dataclass(frozen=True)
+class Count:
+    """The layers of a model, in the order of its modules, for one image of `input_size` (C, H, W)."""
+
+    input_size: tuple[int, int, int]
+    layers: tuple[LayerCount, ...]
+
+    def total(self, rule: str) -> int | Fraction:
+        """The exact total by the counting rule of this name; raises ConvReproError for an unknown one."""
+        if rule not in RULES:
+            raise ConvReproError(f"counting rule {rule!r} is unknown; valid: {', '.join(RULES)}")
+        return RULES[rule](self)
+
+    def sum(self, field: str, *kinds: str) -> int | Fraction:
+        """Sum of a field of `LayerCount` over the layers of these kinds, or over all layers."""
+        return sum(getattr(layer, field) for layer in self.layers if not kinds or layer.kind in kinds)
+
+    def headline(self) -> str:
+        """The cost in a few words, such as "313.46 M MACs, 14.98 M parameters at 3x32x32"."""
+        size = "x".join(map(str, self.input_size))
+        shifts = self.total("shifts")
+        saved = f" ({100 * shifts / self.total('macs'):.1f} % shifts)" if shifts else ""
+        return f"{_short(self.total('macs'))} MACs{saved}, {_short(self.total('params'))} parameters at {size}"
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON: `input_size`, `totals` by rule, `layers`. A fraction is the string "a/b"."""
+        layers = [{key: _plain(value) for key, value in asdict(layer).items()} for layer in self.layers]
+        totals = {name: _plain(rule(self)) for name, rule in RULES.items()}
+        return {"input_size": list(self.input_size), "totals": totals, "layers": layers}
+
+    def table(self) -> str:
+        """The layers that cost something, their share of what fvcore counts, and subtotals by kind.
+
+        Shifts and bits of weights are shown where there are shifts.
+        """
+        columns = ["layer", "operator", "channels", "kernel", "output", "params", "MACs", "%", "shifts", "weight bits"]
+        total = self.sum("macs")
+        layers = [_describe(layer) + _costs((layer,), total) for layer in self.layers if layer.macs or layer.params]
+        sums = []
+        for kind in dict.fromkeys(layer.kind for layer in self.layers if layer.macs or layer.params):
+            group = [layer for layer in self.layers if layer.kind == kind]
+            sums.append([kind, "", "", "", "", *_costs(group, total)])
+        sums.append(["total", "", "", "", "", *_costs(self.layers, total)])
+        rows = [row if self.sum("shifts") else row[:-2] for row in (columns, *layers, *sums)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(_cells(row, widths)).rstrip() for row in rows]
+        line = "-" * max(map(len, lines))
+        return "\n".join([lines[0], line, *lines[1 : 1 + len(layers)], line, *lines[1 + len(layers) :]])
+
+
+def _describe(layer: LayerCount) -> list[str]:
+    channels = "" if layer.in_channels is None else f"{layer.in_channels} -> {layer.out_channels}"
+    kernel = "x".join(map(str, layer.kernel)) + (f" /{layer.groups}" if layer.groups > 1 else "")
+    output = f"{layer.out_h}x{layer.out_w}" if layer.out_h * layer.out_w > 1 else ""
+    return [layer.name or "(model)", layer.operator, channels, kernel, output]
+
+
+def _costs(layers: Sequence[LayerCount], total: int) -> list[str]:
+    params, macs, shifts, bits = (
+        sum(getattr(layer, field) for layer in layers) for field in ("params", "macs", "shifts", "weight_bits")
+    )
+    share = 100 * macs / total if total else 0
+    return [f"{params:,}", f"{macs:,}", f"{share:.2f}", f"{shifts:,}", f"{bits:,}"]
+
+
+def _cells(row: list[str], widths: list[int]) -> list[str]:
+    return [cell.ljust(w) if i < 5 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+
+
+def _short(number: int | Fraction) -> str:
+    unit, scale = next(((u, s) for u, s in (("G", 10**9), ("M", 10**6), ("k", 10**3)) if number >= s), ("", 1))
+    return f"{float(Fraction(number) / scale):.2f} {unit}" if unit else str(number)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Fraction):
+        return int(value) if value.denominator == 1 else str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way of counting: `rule(count)` is an exact integer or fraction."""
+
+    description: str
+    function: Callable[[Count], int | Fraction]
+
+    def __call__(self, count: Count) -> int | Fraction:
+        return self.function(count)
+
+
+RULES: dict[str, Rule] = {
+    "macs": Rule(
+        "multiply-accumulates of convolutions, linear layers and matrix products (attention); no biases",
+        lambda count: count.sum("macs", *MULTIPLYING),
+    ),
+    "conv_fc": Rule(
+        "multiply-accumulates of convolutions and linear layers; no biases",
+        lambda count: count.sum("macs", "conv", "linear"),
+    ),
+    "conv_only": Rule("multiply-accumulates of convolutions; no biases", lambda count: count.sum("macs", "conv")),
+    "fvcore": Rule(
+        "all that fvcore counts: conv_fc, matrix products, and its estimates for normalisation, average pooling and "
+        "resizing",
+        lambda count: count.sum("macs"),
+    ),
+    "hetconv_scaled_bias": Rule(
+        "conv_fc, and one addition per output element of each convolution, whether it has a bias or not; HetConv "
+        "scales both by 1/P + (1 - 1/P)/K^2, and a pair of convolutions has the addition in its first",
+        lambda count: count.sum("macs", "conv", "linear") + count.sum("scaled_bias", "conv"),
+    ),
+    "params": Rule(
+        "all parameters, those of normalisation and frozen ones too; no buffers", lambda count: count.sum("params")
+    ),
+    "params_no_norm": Rule(
+        "parameters of convolutions and linear layers with their biases",
+        lambda count: count.sum("params", "conv", "linear"),
+    ),
+    "multiplications": Rule(
+        "multiplications left in convolutions, linear layers and matrix products",
+        lambda count: count.sum("multiplications"),
+    ),
+    "shifts": Rule("bit shifts that took the place of multiplications", lambda count: count.sum("shifts")),
+    "weight_bits": Rule(
+        "bits of the weights of convolutions and linear layers as deployed; no biases",
+        lambda count: count.sum("weight_bits", "conv", "linear"),
+    ),
+}
+"""Counting rules by the name that a table's metric gives in `count:`."""

@@ -1,0 +1,172 @@
+"""The one data module: any set by name, ready for Lightning."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from convrepro.data import sample as bundled
+from convrepro.data.folder import FOLDERS, FolderSource, FolderSplit, check_folder, load_folder
+from convrepro.data.loader import BatchLoader, EvalLoader, Normalize, Source
+from convrepro.data.memory import MemorySource
+from convrepro.data.sets import SETS, Split, balanced_subset
+from convrepro.errors import ConvReproError
+
+SAMPLE = "fashion-sample"
+NAMES = (*SETS, *FOLDERS, SAMPLE)
+AUGMENT_KEYS = {"flip", "crop_padding"}
+
+
+class ImageData(L.LightningDataModule):
+    """Training and test batches of an image set: images (B, C, H, W) float32 on the training device, labels (B,).
+
+    The test set is the validation set too, as papers report test accuracy. Nothing is read before `setup`.
+
+    name: one of `NAMES`. root: the folder that holds the set. download: fetch it there where it is missing.
+    verify: refuse files that are not the original bytes (md5); False takes any copy of the same layout.
+    channels, image_size, num_classes: what the network expects; the set must agree.
+    mean, std: per channel, on the scale 0 to 1; used if `normalize`.
+    batch_size: per device. augment: {flip: bool, crop_padding: pixels}, for training only.
+    train_examples, test_examples: a fixed, class-balanced subset of this size, the same for every seed.
+    sample: feed the bundled Fashion-MNIST sample in the set's shape instead, whatever `name` says.
+    num_workers: processes that decode image files; sets in memory need none.
+
+    Raises ConvReproError for a value outside its range or in conflict with the set.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str | Path,
+        download: bool,
+        verify: bool,
+        channels: int,
+        image_size: int,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        eval_batch_size: int = 1000,
+        augment: Mapping[str, int],
+        normalize: bool,
+        seed: int,
+        train_examples: int | None = None,
+        test_examples: int | None = None,
+        sample: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if name not in NAMES:
+            raise ConvReproError(f"data.name={name!r} is unknown; valid: {', '.join(NAMES)}")
+        if set(augment) != AUGMENT_KEYS:
+            raise ConvReproError(f"augment={dict(augment)} must have exactly the keys {sorted(AUGMENT_KEYS)}")
+        at_least = {
+            1: {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "channels": channels}
+            | {"image_size": image_size, "train_examples": train_examples, "test_examples": test_examples},
+            0: {"seed": seed, "num_workers": num_workers, "crop_padding": augment["crop_padding"]},
+        }
+        for least, values in at_least.items():
+            for word, value in values.items():
+                if value is not None and value < least:
+                    raise ConvReproError(f"{word}={value} must be at least {least}")
+        if not len(mean) == len(std) == channels or min(std) <= 0:
+            raise ConvReproError(
+                f"data.mean={list(mean)} and data.std={list(std)} must have one value for each of the {channels} "
+                "channels, and std must be positive"
+            )
+        self.name = name
+        self.root = Path(root).expanduser()
+        self.download, self.verify = download, verify
+        self.channels, self.image_size, self.num_classes = channels, image_size, num_classes
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.flip, self.crop_padding = bool(augment["flip"]), augment["crop_padding"]
+        self.normalize = normalize
+        self.seed = seed
+        self.examples = {"train": train_examples, "test": test_examples}
+        self.sample = sample or name == SAMPLE
+        self.num_workers = num_workers
+        self._splits: dict[str, Split | FolderSplit] = {}
+        self._agree()
+
+    def _agree(self) -> None:
+        if self.sample:
+            agreed = self.num_classes >= bundled.NUM_CLASSES
+            rule = f"the bundled sample needs data.num_classes >= {bundled.NUM_CLASSES}"
+        elif self.name in FOLDERS:
+            agreed = self.channels == 3 and not self.crop_padding
+            rule = f"{FOLDERS[self.name]} has 3 channels and random resized crops, so crop_padding is 0"
+        else:
+            known = SETS[self.name]
+            agreed = known.shape == (self.image_size, self.image_size, self.channels)
+            agreed &= known.num_classes == self.num_classes
+            rule = f"{known.title} has (height, width, channels)={known.shape} and {known.num_classes} classes"
+        if not agreed:
+            given = f"image_size={self.image_size}, channels={self.channels}, num_classes={self.num_classes}"
+            raise ConvReproError(f"data has {given}, crop_padding={self.crop_padding}, but {rule}")
+
+    def check(self) -> None:
+        """Raises ConvReproError where the set is not there and will not be downloaded; reads no image."""
+        if self.sample:
+            return
+        if self.name in FOLDERS:
+            check_folder(self.root, FOLDERS[self.name], self.num_classes)
+        else:
+            SETS[self.name].check(self.root, self.download)
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if asked to; Lightning calls this in one process of each node."""
+        if self.download and not self.sample and self.name in SETS:
+            SETS[self.name].download(self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read both splits, once."""
+        if not self._splits:
+            self._splits = {split: self._load(split) for split in ("train", "test")}
+
+    def _load(self, split: str) -> Split | FolderSplit:
+        if self.sample:
+            data, title = bundled.load_sample(split), "the bundled sample"
+        elif self.name in FOLDERS:
+            self.check()
+            data, title = load_folder(self.root, split), FOLDERS[self.name]
+        else:
+            known = SETS[self.name]
+            data, title = known.load(self.root, split, self.verify), known.title
+        if (examples := self.examples[split]) is not None:
+            chosen = balanced_subset(data.labels.numpy(), examples, f"the {split} split of {title}")
+            data = data.take(torch.from_numpy(chosen))
+        return bundled.fit_to(data, self.channels, self.image_size) if self.sample else data
+
+    def train_dataloader(self) -> BatchLoader:
+        return BatchLoader(self._source("train"), self.batch_size, self.seed, *self._place())
+
+    def val_dataloader(self) -> EvalLoader:
+        return EvalLoader(self._source("test"), self.eval_batch_size, *self._place())
+
+    def test_dataloader(self) -> EvalLoader:
+        return self.val_dataloader()
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _source(self, split: str) -> Source:
+        train = split == "train"
+        data = self._splits[split]
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        normalize = Normalize(self.mean, self.std, device) if self.normalize else Normalize()
+        if isinstance(data, FolderSplit):
+            return FolderSource(
+                data,
+                normalize,
+                train=train,
+                image_size=self.image_size,
+                flip=self.flip,
+                seed=self.seed,
+                num_workers=self.num_workers,
+                device=device,
+            )
+        augment = {"flip": self.flip, "crop_padding": self.crop_padding} if train else {}
+        return MemorySource(data, normalize, seed=self.seed, device=device, **augment)

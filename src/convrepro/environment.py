@@ -1,0 +1,50 @@
+"""Where a result was obtained: commit, versions, device."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "fvcore", "hydra-core", "wandb", "convrepro")
+
+
+def commit() -> tuple[str | None, bool | None]:
+    """The commit of the source tree that runs and whether it has uncommitted changes; (None, None) outside git."""
+    source = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        if not git("ls-files", Path(__file__).name).strip():
+            return None, None
+        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain", "--untracked-files=no").strip())
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def describe(device: str, precision: str) -> dict[str, Any]:
+    """A JSON-ready description of this process's software and hardware."""
+    import torch
+
+    revision, dirty = commit()
+    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    return {
+        "commit": revision,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "device": f"{device.split(':')[0]}: {hardware}",
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    models = (
+        [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")]
+        if (info.exists())
+        else []
+    )
+    return models[0].strip() if models else platform.processor() or platform.machine()

@@ -1,0 +1,136 @@
+"""The LightningModule: classification loss, top-1 and top-5, optimizer and schedule from a recipe."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from convrepro.errors import ConvReproError
+from convrepro.optim import build_optimizer, build_schedule
+
+#: Spacing between the seeds of two runs: larger than any run's number of steps, so that their random streams differ.
+SEED_STRIDE = 1_000_003
+
+
+class Classifier(L.LightningModule):
+    """Trains `network`, (B, C, H, W) images to (B, num_classes) logits, by cross-entropy.
+
+    Randomness in a step (dropout, stochastic rounding) is a function of (seed, step) alone, so that a run resumed at
+    any step continues exactly as an unbroken one. `history` holds a dict an epoch and is saved with the checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Mapping[str, Any],
+        *,
+        num_classes: int,
+        epochs: int,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.epochs = epochs
+        self.seed = seed
+        self.settings = dict(settings or {})
+        self.history: list[dict[str, float]] = []
+        self.top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes), validate_args=False)
+        self._after_step = [m.after_optimizer_step for m in network.modules() if hasattr(m, "after_optimizer_step")]
+        self._sums = {"train": [0.0, 0], "val": [0.0, 0]}
+        self._started = time.monotonic()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = build_optimizer(trained, self.recipe)
+        schedule = build_schedule(optimizer, self.recipe, self.epochs)
+        return optimizer if schedule is None else ([optimizer], [{"scheduler": schedule, "interval": "epoch"}])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
+            scheduler.step()
+        else:
+            scheduler.step(self.current_epoch + 1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        for settle in self._after_step:
+            settle()
+
+    def on_train_epoch_start(self) -> None:
+        self._started = time.monotonic()
+        self._sums["train"] = [0.0, 0]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(self.seed * SEED_STRIDE + self.trainer.fit_loop.total_batch_idx)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe["label_smoothing"])
+        self._add("train", loss, len(labels))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums["val"] = [0.0, 0]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        self._add("val", F.cross_entropy(logits, labels), len(labels))
+        self.top1.update(logits, labels)
+        self.top5.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated = {
+            "val/loss": self._mean("val"),
+            "val/top1": 100 * float(self.top1.compute()),
+            "val/top5": 100 * float(self.top5.compute()),
+        }
+        self.top1.reset()
+        self.top5.reset()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._close_epoch()
+
+    def _close_epoch(self) -> None:
+        """One line of history, logged at once; a loss that is not finite ends the run."""
+        trained = {"train/loss": self._mean("train"), "lr": self.optimizers().param_groups[0]["lr"]}
+        if not math.isfinite(trained["train/loss"]):
+            raise ConvReproError(
+                f"training diverged: the mean loss of epoch {self.current_epoch} is {trained['train/loss']}; "
+                "lower recipe.optimizer.lr"
+            )
+        self.log_dict({**trained, **self.validated}, rank_zero_only=True)
+        seconds = round(time.monotonic() - self._started, 3)
+        self.history.append({"epoch": self.current_epoch, **trained, **self.validated, "seconds": seconds})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+        checkpoint["settings"] = self.settings
+        checkpoint["train_sum"] = [float(v) for v in self._sums["train"]]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = list(checkpoint["history"])
+        self._sums["train"] = list(checkpoint["train_sum"])
+
+    def _add(self, split: str, loss: Tensor, examples: int) -> None:
+        total = self._sums[split]
+        total[0] += loss.detach() * examples
+        total[1] += examples
+
+    def _mean(self, split: str) -> float:
+        loss, examples = self._sums[split]
+        both = torch.tensor([float(loss), float(examples)], device=self.device)
+        loss, examples = self.trainer.strategy.reduce(both, reduce_op="sum").tolist()
+        return loss / max(examples, 1)

@@ -1,0 +1,242 @@
+"""HetConv: filters whose kernels have different sizes. Singh, Verma, Rai, Namboodiri: "HetConv: Heterogeneous
+Kernel-Based Convolutions for Deep CNNs", CVPR 2019 (arXiv 1903.04120), section 3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convrepro.ops.base import ConvOperator, Pair, conv_arguments
+from convrepro.ops.init import init_bias_, init_weight_
+
+ARRANGEMENTS = ("contiguous", "shifted")
+
+
+class HetConv2d(ConvOperator):
+    """Convolution whose filters use a KxK kernel on one input channel in `p` and a 1x1 kernel on the others.
+
+    With M input channels, N filters and part P, filter i (0-based) has KxK kernels on the channels c = i (mod P);
+    its 1x1 kernels lie at the centre of the KxK window. Input (B, M, H, W), output (B, N, H', W') as `nn.Conv2d`.
+
+    MACs for H' x W' positions: `H' * W' * (N*M/P*K^2 + N*M - N*M/P)`, the share 1/P + (1 - 1/P)/K^2 of the standard
+    convolution (section 3.2). At p=1 it is the standard convolution.
+
+    Where P exceeds M, the filters with i mod P >= M have no KxK kernel at all: with p="out" (P = N, the paper's row
+    "PC") and N = 2M, half of the filters are 1x1 convolutions.
+
+    Knobs:
+        p: the part P, or "out" for P = out_channels. P must divide out_channels, and divide in_channels or be a
+            multiple of it.
+        arrangement: "shifted" is the paper's (figure 3: filter i+1 starts one channel after filter i). "contiguous"
+            is the same up to a fixed permutation of channels and filters, and saves permuting the activations: the
+            g-th block of filters has its KxK kernels on the g-th block of channels.
+
+    Only the non-zero weights are parameters. They are stored block by block, in both arrangements alike: row r of
+    `weight_kxk` (rows, M/G, K, K), with G = min(P, M), belongs to block r // (N/P); `weight_1x1` (rows, M - M/G) holds
+    the same filters' 1x1 kernels on the channels of the other blocks, in order; `weight_pointwise` (N - rows, M) holds
+    the filters without a KxK kernel. A parameter that would be empty is None. `bias` (N,) follows the output channels.
+
+    Raises ValueError for groups other than 1, an even kernel size, an unfit p or an unknown arrangement.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        p: int | str = 4,
+        arrangement: str = "contiguous",
+    ) -> None:
+        if groups != 1:
+            raise ValueError(f"groups={groups}: HetConv2d connects every filter to every channel; valid: 1")
+        if arrangement not in ARRANGEMENTS:
+            raise ValueError(f"arrangement={arrangement!r} is unknown; valid: {', '.join(ARRANGEMENTS)}")
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        if any(k % 2 == 0 for k in self.kernel_size):
+            raise ValueError(f"kernel_size={self.kernel_size} must be odd to have a centre; valid: 1, 3, 5, ...")
+        self.p = p
+        self.arrangement = arrangement
+        self.parts = _resolve_part(p, in_channels, out_channels)
+        self.blocks = min(self.parts, in_channels)
+        block_in, rows = in_channels // self.blocks, self.blocks * (out_channels // self.parts)
+        self.pointwise_filters = out_channels - rows
+
+        def parameter(*shape: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if 0 not in shape else None
+
+        self.weight_kxk = parameter(rows, block_in, *self.kernel_size)
+        self.weight_1x1 = parameter(rows, in_channels - block_in)
+        self.weight_pointwise = parameter(self.pointwise_filters, in_channels)
+        self.bias = parameter(out_channels) if bias else None
+        self.reset_parameters()
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, *, p: int | str = 4, arrangement: str = "contiguous") -> "HetConv2d":
+        """The HetConv nearest to `conv` in least squares: its weights at every place where HetConv has one.
+
+        Raises ValueError as the constructor does.
+        """
+        operator = cls(**conv_arguments(conv), p=p, arrangement=arrangement)
+        with torch.no_grad():
+            kernels = operator._by_block(conv.weight)
+            own = torch.arange(operator.blocks, device=conv.weight.device)
+            operator.weight_kxk.copy_(kernels[own, :, own].reshape_as(operator.weight_kxk))
+            centre = kernels[(..., *(k // 2 for k in operator.kernel_size))]
+            if operator.weight_1x1 is not None:
+                others = centre[own[:, None], :, operator._other_blocks(own.device)].transpose(1, 2)
+                operator.weight_1x1.copy_(others.reshape_as(operator.weight_1x1))
+            if operator.weight_pointwise is not None:
+                operator.weight_pointwise.copy_(centre[operator.blocks :].reshape_as(operator.weight_pointwise))
+            if operator.bias is not None:
+                operator.bias.copy_(conv.bias)
+        return operator.train(conv.training)
+
+    def reset_parameters(self, init: str = "torch") -> None:
+        """Draw fresh weights (schemes: `ops.init`) with the fans that each filter truly has; the bias takes their mean.
+
+        Raises ValueError for an unknown scheme.
+        """
+        taps, block_in = self.kernel_size[0] * self.kernel_size[1], self.in_channels // self.blocks
+        per_part = self.out_channels // self.parts
+        fan_out = per_part * taps + self.out_channels - per_part
+        fan_in = block_in * taps + self.in_channels - block_in
+        for weight, fan in (
+            (self.weight_kxk, fan_in),
+            (self.weight_1x1, fan_in),
+            (self.weight_pointwise, self.in_channels),
+        ):
+            if weight is not None:
+                init_weight_(weight, init, fan_in=fan, fan_out=fan_out)
+        init_bias_(self.bias, init, fan_in=self.macs(1, 1) / self.out_channels)
+
+    def macs(self, out_h: int, out_w: int) -> int:
+        """Multiply-accumulates for one image: one for each non-zero weight and output position."""
+        taps, kxk = self.kernel_size[0] * self.kernel_size[1], self.out_channels * self.in_channels // self.parts
+        return out_h * out_w * (kxk * taps + self.out_channels * self.in_channels - kxk)
+
+    def dense_weight(self) -> Tensor:
+        """The weight (N, M, K, K) of the equal standard convolution, with the structural zeros filled in; detached."""
+        with torch.no_grad():
+            dense = self.weight_kxk.new_zeros(self.out_channels, self.in_channels, *self.kernel_size)
+            kernels = self._by_block(dense)
+            own = torch.arange(self.blocks, device=dense.device)
+            kernels[own, :, own] = self.weight_kxk.unflatten(0, (self.blocks, -1))
+            kernels[(..., *(k // 2 for k in self.kernel_size))] += self._pointwise_by_block()
+        return dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A grouped KxK convolution plus a dense 1x1 convolution with zeros in the filters' own blocks."""
+        x, padding = self._padded(x)
+        if self.parts == 1:
+            return F.conv2d(x, self.weight_kxk, self.bias, self.stride, padding, self.dilation)
+        kxk = self._kxk(x, padding)
+        if self.pointwise_filters:
+            kxk = F.pad(kxk, (0, 0, 0, 0, 0, self.pointwise_filters))
+        weight = self._from_blocks(self._pointwise_by_block())
+        return self._in_output_order(kxk) + F.conv2d(self._centres(x, padding), weight[..., None, None], self.bias)
+
+    def forward_exact(self, x: Tensor) -> Tensor:
+        """As `forward`, without the multiplications by structural zeros: the 1x1 kernels act on gathered channels."""
+        x, padding = self._padded(x)
+        y = self._kxk(x, padding)
+        centres = self._in_block_order(self._centres(x, padding))
+        if self.weight_1x1 is not None:
+            channels = centres.flatten(2).transpose(1, 2).unflatten(2, (self.blocks, -1))
+            others = channels[:, :, self._other_blocks(x.device)].flatten(3).transpose(1, 2)
+            weight = self.weight_1x1.unflatten(0, (self.blocks, -1)).transpose(1, 2)
+            y = y + (others @ weight).transpose(2, 3).reshape(y.shape)
+        if self.weight_pointwise is not None:
+            y = torch.cat((y, F.conv2d(centres, self.weight_pointwise[..., None, None])), dim=1)
+        y = self._in_output_order(y)
+        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input, padded here where the mode is not "zeros", and the zero padding that is left to do."""
+        if self.padding_mode == "zeros":
+            return x, self.padding
+        height, width = self.padding
+        return F.pad(x, (width, width, height, height), self.padding_mode), (0, 0)
+
+    def _kxk(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        """The KxK kernels' share of the output, filters in block order, those without a KxK kernel left out."""
+        x = self._in_block_order(x)
+        return F.conv2d(x, self.weight_kxk, None, self.stride, padding, self.dilation, self.blocks)
+
+    def _centres(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        """What lies under the centre of each window: (B, M, H', W')."""
+        height, width = (p - d * (k // 2) for p, d, k in zip(padding, self.dilation, self.kernel_size, strict=True))
+        if height or width:
+            x = F.pad(x, (width, width, height, height))
+        return x[..., :: self.stride[0], :: self.stride[1]]
+
+    def _pointwise_by_block(self) -> Tensor:
+        """All 1x1 kernels as (P, N/P, G, M/G), zero where a filter has its KxK kernels."""
+        blocks, rows = self.blocks, self.out_channels // self.parts
+        if self.weight_1x1 is None:
+            kernels = self.weight_kxk.new_zeros(blocks, rows, blocks, self.in_channels // blocks)
+        else:
+            # Read row by row, a G x G grid with a zero diagonal is one zero, then G - 1 times: G entries and a zero.
+            entries = self.weight_1x1.reshape(blocks, rows, blocks - 1, -1).transpose(1, 2)
+            runs = F.pad(entries.reshape(blocks - 1, blocks, -1), (0, 0, 0, 1)).flatten(0, 1)
+            kernels = F.pad(runs, (0, 0, 1, 0)).view(blocks, blocks, rows, -1).transpose(1, 2)
+        if self.weight_pointwise is not None:
+            kernels = torch.cat((kernels, self.weight_pointwise.reshape(-1, *kernels.shape[1:])))
+        return kernels
+
+    def _other_blocks(self, device: torch.device) -> Tensor:
+        """(G, G - 1): row g lists the blocks of channels other than g."""
+        index = torch.arange(self.blocks, device=device)
+        return index.expand(self.blocks, -1)[index != index[:, None]].view(self.blocks, -1)
+
+    def _by_block(self, weight: Tensor) -> Tensor:
+        """A view of `weight` (N, M, ...) as (P, N/P, G, M/G, ...): part, filter, block, channel."""
+        if self.arrangement == "contiguous":
+            return weight.unflatten(1, (self.blocks, -1)).unflatten(0, (self.parts, -1))
+        return weight.unflatten(1, (-1, self.blocks)).unflatten(0, (-1, self.parts)).transpose(0, 1).transpose(2, 3)
+
+    def _from_blocks(self, kernels: Tensor) -> Tensor:
+        """The inverse of `_by_block`."""
+        if self.arrangement == "shifted":
+            kernels = kernels.transpose(0, 1).transpose(2, 3)
+        return kernels.flatten(2, 3).flatten(0, 1)
+
+    def _in_block_order(self, x: Tensor) -> Tensor:
+        """Input channels sorted by block."""
+        return x if self.arrangement == "contiguous" else _interleave(x, self.in_channels // self.blocks)
+
+    def _in_output_order(self, y: Tensor) -> Tensor:
+        """Filters in block order, brought to the order of the output."""
+        return y if self.arrangement == "contiguous" else _interleave(y, self.parts)
+
+
+def _resolve_part(p: int | str, in_channels: int, out_channels: int) -> int:
+    """P as a number; raises ValueError where the channels do not allow it."""
+    part = out_channels if p == "out" else p
+    valid = [
+        d
+        for d in range(1, out_channels + 1)
+        if out_channels % d == 0 and (in_channels % d == 0 or d % in_channels == 0)
+    ]
+    if not isinstance(part, int) or part not in valid:
+        raise ValueError(
+            f"p={p!r} must divide out_channels={out_channels} and divide, or be a multiple of, "
+            f"in_channels={in_channels} ('out' stands for p=out_channels); valid: {', '.join(map(str, valid))}"
+        )
+    return part
+
+
+def _interleave(x: Tensor, count: int) -> Tensor:
+    """`count` runs of channels (..., C, H, W) shuffled into one another; keeps the memory format."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        nhwc = x.movedim(1, -1)
+        return nhwc.unflatten(-1, (count, -1)).transpose(-1, -2).flatten(-2).movedim(-1, 1)
+    return x.unflatten(-3, (count, -1)).transpose(-3, -4).flatten(-4, -3)

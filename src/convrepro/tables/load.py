@@ -1,0 +1,87 @@
+"""Finds the tables on disk and loads them by name.
+
+Numbers with a point become Decimal, so that a published 89.90 keeps its digits. OmegaConf would make it a float, and
+take ten times as long to list the tables.
+"""
+
+import re
+from collections.abc import Hashable
+from dataclasses import replace
+from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from convrepro.errors import ConvReproError
+from convrepro.paths import REPRODUCTIONS
+from convrepro.tables.schema import Row, Table, fail, parse_table
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Safe YAML with exact decimals, 5e-4 as a number, and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> Decimal:
+        try:
+            return Decimal(node.value)
+        except InvalidOperation as error:
+            problem = f"{node.value!r} is not a decimal number"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_decimal)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"-?\d+(\.\d*)?[eE]-?\d+"), list("-0123456789"))
+
+
+def list_tables(root: Path = REPRODUCTIONS) -> list[str]:
+    """Names of all tables under `root`, sorted: `paper/table`."""
+    return sorted(f"{path.parent.name}/{path.stem}" for path in root.glob("*/*.yaml"))
+
+
+def list_papers(root: Path = REPRODUCTIONS) -> list[str]:
+    """Names of the papers that have tables, sorted."""
+    return sorted({name.split("/")[0] for name in list_tables(root)})
+
+
+def load_table(name: str, root: Path = REPRODUCTIONS) -> Table:
+    """The table `paper/table`, checked.
+
+    Raises ConvReproError for an unknown name (with the nearest ones), and for a file that breaks a rule.
+    """
+    table = _read(name, root)
+    return replace(table, rows=tuple(_resolve(row, table, root) if row.same_as else row for row in table.rows))
+
+
+def _read(name: str, root: Path) -> Table:
+    names = list_tables(root)
+    if name not in names:
+        near = get_close_matches(name, names, n=3, cutoff=0.4) or names
+        raise ConvReproError(f"there is no table {name!r}; did you mean {', '.join(near)}?")
+    path = root / f"{name}.yaml"
+    place = f"{root.name}/{name}.yaml"
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConvReproError(f"{place}: cannot be read as YAML: {error}") from error
+    return parse_table(name, data, place)
+
+
+def _resolve(row: Row, table: Table, root: Path) -> Row:
+    """The row with the overrides of the one that it is the same as."""
+    place = f"{root.name}/{table.name}.yaml: row {row.id!r}: `same_as: {row.same_as}`"
+    other_name, _, other_id = row.same_as.rpartition("/")
+    other = _read(other_name, root)
+    target = other.row(other_id)
+    if target.quoted or target.same_as:
+        fail(place, "names a row without runs of its own")
+    if (other.base, other.seeds) != (table.base, table.seeds):
+        fail(place, "names a row with another base or other seeds")
+    if target.weights_from:
+        fail(place, "names a row that starts from another's weights")
+    return replace(row, overrides=target.overrides)

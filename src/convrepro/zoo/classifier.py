@@ -1,0 +1,114 @@
+"""What the networks of the zoo share: the methods that timm's tools call, and how they are built and initialised."""
+
+import torch
+from timm.models import build_model_with_cfg
+from torch import Tensor, nn
+
+from convrepro.errors import ConvReproError
+from convrepro.ops.init import init_weight_
+from convrepro.ops.squeeze_excite import SqueezeExcite
+
+
+class ImageClassifier(nn.Module):
+    """Images (B, in_chans, H, W) to logits (B, num_classes).
+
+    A subclass builds its layers, with `neck` taking what `forward_features` returns to (B, num_features), and ends its
+    constructor with `finish`.
+    """
+
+    neck: nn.Module
+
+    def finish(self, num_features: int, num_classes: int, in_chans: int, drop_rate: float) -> None:
+        """Add the classifier, after dropout of `drop_rate`, and initialise the network."""
+        self.num_features = self.head_hidden_size = num_features
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes)
+        self.init_weights(self)
+
+    def init_weights(self, module: nn.Module) -> None:
+        """Draw the weights in `module`; PyTorch's own defaults, already drawn, unless a subclass says otherwise."""
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer; `nn.Identity` where the network has no classes."""
+        return self.linear
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier of `num_classes` in place, or none for 0.
+
+        Raises ConvReproError for a `global_pool` other than "avg": the pooling belongs to the network.
+        """
+        if global_pool not in (None, "avg"):
+            raise ConvReproError(f"global_pool={global_pool!r}: {type(self).__name__} has its own pooling; valid: avg")
+        self.num_classes = num_classes
+        some = next(self.parameters())
+        self.linear = (
+            nn.Linear(self.num_features, num_classes, device=some.device, dtype=some.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        self.init_weights(self.linear)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The features that `neck` takes."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features to logits, or to what the classifier sees, (B, num_features)."""
+        x = self.head_drop(self.neck(x))
+        return x if pre_logits else self.linear(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class CifarClassifier(ImageClassifier):
+    """An `ImageClassifier` with the initialisation of HetConv's CIFAR recipe.
+
+    Convolutions N(0, 2/fan_out) with their true fan, linear layers N(0, 0.01^2), biases zero.
+    """
+
+    @torch.no_grad()
+    def init_weights(self, module: nn.Module) -> None:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                taps = layer.kernel_size[0] * layer.kernel_size[1]
+                fans = {"fan_in": layer.in_channels, "fan_out": layer.out_channels}
+                init_weight_(layer.weight, "fan_out", **{k: v // layer.groups * taps for k, v in fans.items()})
+            elif isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, 0.0, 0.01)
+            else:
+                continue
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def average_pool() -> nn.Sequential:
+    """Feature maps (B, C, H, W) to their means (B, C)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def squeeze_excite(channels: int, reduction: int | None) -> nn.Module:
+    """Squeeze-and-excitation with `reduction`, or nothing for None."""
+    return nn.Identity() if reduction is None else SqueezeExcite(channels, reduction)
+
+
+def cifar_cfg(first_conv: str) -> dict[str, object]:
+    """timm's description of a network for CIFAR-10; mean and standard deviation are those of its training images."""
+    return {
+        "input_size": (3, 32, 32),
+        "num_classes": 10,
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2470, 0.2435, 0.2616),
+        "crop_pct": 1.0,
+        "first_conv": first_conv,
+        "classifier": "linear",
+    }
+
+
+def build(network: type[ImageClassifier], name: str, pretrained: bool, **kwargs: object) -> ImageClassifier:
+    """The `network` that timm registers as `name`; raises ConvReproError if asked for pretrained weights."""
+    if pretrained:
+        raise ConvReproError(f"pretrained=True: no weights for {name} are published with this project")
+    return build_model_with_cfg(network, name, pretrained=False, **kwargs)

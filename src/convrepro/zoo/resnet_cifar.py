@@ -1,0 +1,116 @@
+"""ResNet for CIFAR-10: He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016
+(arXiv 1512.03385), section 4.2, with the shortcuts of option A, which have no parameters.
+"""
+
+import torch.nn.functional as F
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from convrepro.zoo.classifier import CifarClassifier, average_pool, build, cifar_cfg, squeeze_excite
+
+
+class PadShortcut(nn.Module):
+    """Option A: every `stride`-th position, and zeros for the new channels, half of them before and half after."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        new = out_channels - in_channels
+        self.before, self.after = new // 2, new - new // 2
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; squeeze-and-excitation, if any, before the addition."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, se_reduction: int | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.se = squeeze_excite(out_channels, se_reduction)
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same else PadShortcut(in_channels, out_channels, stride)
+        self.act2 = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.se(self.bn2(self.conv2(y)))
+        return self.act2(y + self.shortcut(x))
+
+
+class ResNetCifar(CifarClassifier):
+    """A 3x3 convolution and three stages of `blocks` basic blocks with 16, 32, 64 channels: 6 * blocks + 2 layers."""
+
+    def __init__(
+        self,
+        blocks: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        se_reduction: int | None = None,
+    ) -> None:
+        super().__init__()
+
+        def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+            first = BasicBlock(in_channels, out_channels, stride, se_reduction)
+            return nn.Sequential(
+                first, *(BasicBlock(out_channels, out_channels, 1, se_reduction) for _ in range(blocks - 1))
+            )
+
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.act1 = nn.ReLU(inplace=True)
+        self.layer1 = stage(16, 16, 1)
+        self.layer2 = stage(16, 32, 2)
+        self.layer3 = stage(32, 64, 2)
+        self.neck = average_pool()
+        self.finish(64, num_classes, in_chans, drop_rate)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to feature maps (B, 64, H/4, W/4)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+
+default_cfgs = generate_default_cfgs({f"resnet{n}_cifar": cifar_cfg("conv1") for n in (20, 32, 44, 56, 110, 1202)})
+
+
+@register_model
+def resnet20_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+    """ResNet-20: 269,722 parameters."""
+    return build(ResNetCifar, "resnet20_cifar", pretrained, blocks=3, **kwargs)
+
+
+@register_model
+def resnet32_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+    """ResNet-32: 464,154 parameters."""
+    return build(ResNetCifar, "resnet32_cifar", pretrained, blocks=5, **kwargs)
+
+
+@register_model
+def resnet44_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+    """ResNet-44: 658,586 parameters."""
+    return build(ResNetCifar, "resnet44_cifar", pretrained, blocks=7, **kwargs)
+
+
+@register_model
+def resnet56_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+    """ResNet-56: 853,018 parameters, 125,485,696 MACs."""
+    return build(ResNetCifar, "resnet56_cifar", pretrained, blocks=9, **kwargs)
+
+
+@register_model
+def resnet110_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+    """ResNet-110: 1,727,962 parameters."""
+    return build(ResNetCifar, "resnet110_cifar", pretrained, blocks=18, **kwargs)
+
+
+@register_model
+def resnet1202_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+    """ResNet-1202: 19,421,274 parameters."""
+    return build(ResNetCifar, "resnet1202_cifar", pretrained, blocks=200, **kwargs)

@@ -1,0 +1,66 @@
+"""What a user types, and what a mistake says: one sentence, exit code 2, no traceback, before any training."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def convrepro(*words: str, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "convrepro.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_list_and_show():
+    listed = convrepro("list")
+    assert "hetconv/table1" in listed.stdout
+    assert "deepshift/mnist_v1" in listed.stdout
+    shown = convrepro("show", "hetconv/table1")
+    assert "313.74" in shown.stdout
+    assert "93.93" in shown.stdout
+
+
+def test_list_names_the_zoo_and_the_operators():
+    assert "vgg16_cifar" in convrepro("list", "models", "*_cifar").stdout.split()
+    assert {line.split()[0] for line in convrepro("list", "convs").stdout.splitlines()} >= {"hetconv", "shift"}
+
+
+def test_count_of_any_model_and_operator():
+    done = convrepro("count", "model=resnet18", "conv=hetconv", "data=cifar10", "conv.p=4")
+    assert done.returncode == 0, done.stderr
+    assert "layer1.0.conv1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "conv.grup=2"], ["'grup'"]),
+        (["train", "conv=hetconv", "conv.p=3"], ["layer1.0.conv1", "p=3", "64", "1, 2, 4"]),
+        (["train", "model=resnet81"], ["resnet81", "resnet18"]),
+        (["train", "model=mobilenetv2_100", "conv=hetconv"], ["dense_kxk", "dw_pw_pair"]),
+        (["train", "data=mnist", "data_root=nowhere", "data.download=false"], ["nowhere", "data_root"]),
+        (["train", "recipe.optimizer.name=sdg"], ["sdg", "sgd"]),
+        (["train", "recipe.schedule.name=Cosine"], ["Cosine", "constant"]),
+        (["train", "recipe.batch_size=100", "trainer.accumulate=3"], ["100", "3"]),
+        (["train", "train=false"], ["weights"]),
+        (["train", "weights=nowhere.ckpt"], ["nowhere.ckpt"]),
+        (["show", "hetconv/table9"], ["hetconv/table9", "hetconv/table1"]),
+        (["run", "hetconv/table1", "--rows", "p5"], ["p5", "p4"]),
+        (["run", "hetconv/table1", "--budget", "smoke", "--seeds", "a"], ["seeds", "a"]),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(words, expected, tmp_path):
+    done = convrepro(*words, *([] if words[0] == "show" else [f"runs={tmp_path}"]))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("convrepro: ")
+    assert all(word in message for word in expected), message
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_dry_run_prints_the_lines_it_would_execute(tmp_path):
+    done = convrepro("run", "deepshift/mnist_v1", "--dry-run", "--budget", "smoke", f"runs={tmp_path}")
+    lines = done.stdout.strip().splitlines()
+    assert all(line.startswith("convrepro train ") for line in lines)
+    assert not list(tmp_path.iterdir())

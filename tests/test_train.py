@@ -1,0 +1,145 @@
+"""Runs for real, on the bundled images: deterministic, resumed after a real kill, never trained twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from convrepro.config import compose_config
+from convrepro.errors import ConvReproError
+from convrepro.identity import Identity, digest, scientific
+from convrepro.train import run
+
+TINY = ["budget.train_examples=256", "budget.test_examples=100", "trainer=cpu", "logger=none"]
+MNIST_FC = ["model=deepshift_mnist_fc", "recipe=deepshift_mnist_v5", *TINY]
+
+
+def train(overrides: list[str], runs: Path) -> dict:
+    overrides = [*overrides, f"runs={runs}"]
+    return run(compose_config(overrides), overrides, echo=lambda line: None)
+
+
+def science(result: dict) -> dict:
+    """What must be equal between two runs of the same thing: everything but clocks."""
+    history = [{k: v for k, v in line.items() if k != "seconds"} for line in result["history"]]
+    return {"metrics": result["metrics"], "history": history, "static": result["static"]}
+
+
+def test_a_run_is_deterministic_under_its_seed_and_differs_between_seeds(tmp_path):
+    words = [*MNIST_FC, "recipe.epochs=1"]
+    first, second = train(words, tmp_path / "a"), train(words, tmp_path / "b")
+    assert science(first) == science(second)
+    assert science(train([*words, "seed=1"], tmp_path / "a")) != science(first)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    words = [*MNIST_FC, "recipe.epochs=1"]
+    train(words, tmp_path)
+    (path,) = tmp_path.rglob("result.json")
+    before = path.stat().st_mtime_ns
+    train(words, tmp_path)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_finished_run_of_other_overrides_is_not_taken_for_this_one(tmp_path):
+    named = ["table=deepshift/mnist_v5", "row=fc_original"]
+    train([*MNIST_FC, *named, "recipe.epochs=1"], tmp_path)
+    with pytest.raises(ConvReproError, match=r"other overrides.*recipe.epochs=1"):
+        train([*MNIST_FC, *named, "recipe.epochs=2"], tmp_path)
+
+
+@pytest.mark.parametrize("within_epoch", [False, True], ids=["between epochs", "within an epoch"])
+def test_a_killed_run_resumes_to_the_result_of_an_unbroken_one(tmp_path, within_epoch):
+    """Dropout, shuffling and RAdam's state all have to be as they were."""
+    words = ["model=deepshift_mnist_fc", "conv=shift", "conv.variant=ps", "recipe=deepshift_mnist_v5"]
+    words += ["recipe.optimizer.name=radam", "recipe.epochs=4", "recipe.batch_size=16", "trainer=cpu", "logger=none"]
+    words += ["budget.train_examples=1000", "budget.test_examples=200"]
+    words += ["trainer.checkpoint_steps=25"] * within_epoch
+    unbroken = train(words, tmp_path / "unbroken")
+
+    command = [sys.executable, "-m", "convrepro.cli", "train", *words, f"runs={tmp_path / 'killed'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").rglob("last.ckpt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "killed").rglob("result.json")), "the kill came too late to test anything"
+    (checkpoint,) = (tmp_path / "killed").rglob("last.ckpt")
+    step = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert 0 < step < 4 * 63
+
+    resumed = train(words, tmp_path / "killed")
+    assert science(resumed) == science(unbroken)
+
+
+def test_the_record_names_everything_that_a_reader_needs(tmp_path):
+    result = train([*MNIST_FC, "recipe.epochs=1"], tmp_path)
+    (path,) = tmp_path.rglob("result.json")
+    assert json.loads(path.read_text()) == result
+    assert result["static"]["params"] == 669_706
+    assert result["environment"]["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert result["overrides"] == scientific(MNIST_FC) + ["recipe.epochs=1"]
+    assert set(result["metrics"]["last"]) == {"epoch", "top1", "top5", "loss"}
+
+
+def test_loss_falls_and_accuracy_is_far_above_chance(tmp_path):
+    words = ["model=deepshift_mnist_conv", "recipe=deepshift_mnist_v5", "recipe.optimizer.lr=0.05", "recipe.epochs=2"]
+    result = train([*words, "trainer=cpu", "logger=none"], tmp_path)
+    losses = [line["train/loss"] for line in result["history"]]
+    assert losses[1] < losses[0]
+    assert result["metrics"]["last"]["top1"] > 60
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path):
+    with pytest.raises(ConvReproError, match=r"diverged.*epoch 0.*recipe.optimizer.lr"):
+        train([*MNIST_FC, "recipe.epochs=1", "recipe.optimizer.lr=1e30"], tmp_path)
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_weights_carry_over_and_are_evaluated_without_training(tmp_path):
+    original = train([*MNIST_FC, "recipe.epochs=2"], tmp_path)
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    again = train([*MNIST_FC, f"weights={checkpoint}", "train=false"], tmp_path / "again")
+    assert again["metrics"]["last"]["top1"] == original["metrics"]["last"]["top1"]
+    converted = train([*MNIST_FC, f"weights={checkpoint}", "train=false", "conv=shift"], tmp_path / "converted")
+    assert converted["static"]["multiplications"] == 0
+    assert abs(converted["metrics"]["last"]["top1"] - original["metrics"]["last"]["top1"]) < 20
+
+
+def test_the_schedule_shrinks_with_the_budget(tmp_path):
+    words = [*MNIST_FC, "recipe.epochs=8", "budget.epochs=4", "recipe.schedule.name=MultiStepLR"]
+    words += ["recipe.schedule.args={milestones: [4, 6], gamma: 0.1}", "recipe.optimizer.lr=0.1"]
+    rates = [line["lr"] for line in train(words, tmp_path)["history"]]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+@pytest.mark.parametrize("schedule", ["{name: cosine, args: {}}", "{name: ExponentialLR, args: {gamma: 0.5}}"])
+def test_timm_and_torch_schedules_change_the_rate_once_an_epoch(tmp_path, schedule):
+    words = [*MNIST_FC, "recipe.epochs=3", f"recipe.schedule={schedule}"]
+    rates = [line["lr"] for line in train(words, tmp_path)["history"]]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[0] > rates[1] > rates[2] > 0
+
+
+@pytest.mark.parametrize("optimizer", ["radam", "lookahead_radam", "adamw", "rmsprop"])
+def test_optimizers_by_name_lower_the_loss(tmp_path, optimizer):
+    words = [*MNIST_FC, "recipe.epochs=3", f"recipe.optimizer.name={optimizer}", "recipe.optimizer.lr=0.001"]
+    losses = [line["train/loss"] for line in train([*words, "recipe.optimizer.args={}"], tmp_path)["history"]]
+    assert losses[-1] < losses[0]
+
+
+def test_identity_ignores_how_a_run_is_executed():
+    assert scientific(["conv=hetconv", "trainer=gpu", "+logger.x=1", "seed=1", "data_root=x"]) == ["conv=hetconv"]
+    assert digest(["a=1", "b=2"]) == digest(["b=2", "a=1"]) != digest(["a=1"])
+    one, two = Identity("t", "r", 0, "paper"), Identity("t", "r", 1, "paper")
+    assert one.run_id != two.run_id
+    assert one.run_id == Identity("t", "r", 0, "paper").run_id

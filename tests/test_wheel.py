@@ -1,0 +1,45 @@
+"""The wheel carries configuration and tables, and works from an empty folder elsewhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    dist, target = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = dist.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True)
+    return target
+
+
+def convrepro(installed: Path, folder: Path, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(installed), "WANDB_MODE": "offline"}
+    command = [sys.executable, "-m", "convrepro.cli", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_it_is_the_installed_copy_that_runs(installed, tmp_path):
+    code = "import convrepro, convrepro.paths as p; print(convrepro.__file__, p.CONF)"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    where = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
+    assert where.count(str(installed)) == 2
+
+
+def test_list_count_and_smoke_run_from_an_empty_folder(installed, tmp_path):
+    assert "hetconv/table1" in convrepro(installed, tmp_path, "list")
+    assert "105.98" in convrepro(installed, tmp_path, "count", "hetconv/table1")
+    words = ["run", "deepshift/mnist_v5", "--budget", "smoke", "--rows", "fc_q_scratch", "--seeds", "0"]
+    out = convrepro(installed, tmp_path, *words, "budget.train_examples=128", "budget.test_examples=100")
+    assert "smoke" in out
+    assert list((tmp_path / "runs").rglob("result.json"))
