@@ -42,15 +42,8 @@ def test_each_layer_by_hand():
         nn.Linear(12, 7),
     )
     conv, norm, relu, grouped, pool, flatten, linear = count(model, (3, 10, 12)).layers[1:]
-    assert [layer.kind for layer in (conv, norm, relu, grouped, pool, flatten, linear)] == [
-        "conv",
-        "norm",
-        "other",
-        "conv",
-        "pool",
-        "other",
-        "linear",
-    ]
+    kinds = [layer.kind for layer in (conv, norm, relu, grouped, pool, flatten, linear)]
+    assert kinds == "conv norm other conv pool other linear".split()
     assert conv.macs == conv.dense_macs == conv.multiplications == 5 * 6 * 8 * 3 * 9
     assert (conv.out_h, conv.out_w, conv.kernel, conv.bias, conv.calls) == (5, 6, (3, 3), True, 1)
     assert (conv.in_channels, conv.out_channels, conv.groups) == (3, 8, 1)
@@ -137,6 +130,15 @@ def test_hetconv_has_the_macs_of_its_definition(p, arrangement):
     assert layer.dense_macs == 5 * 3 * 16 * 8 * 9
     assert (layer.params, layer.weight_bits) == (kernels + 16, 32 * kernels)
     assert len(counted.layers) == 3
+
+
+def test_a_convolution_without_a_layer_of_its_own_has_its_bias_additions_too():
+    def both(self, x):
+        return F.linear(F.conv2d(x, torch.ones(2, 3, 1, 1)), torch.ones(50, 4))
+
+    found = layers(Function(both), (3, 4, 4))
+    assert (found["", "linear"].macs, found["", "linear"].scaled_bias) == (2 * 4 * 4 * 50, 0)
+    assert (found["", "conv"].macs, found["", "conv"].scaled_bias) == (16 * 2 * 3, 16 * 2)
 
 
 def test_a_convolution_that_normalises_its_weights_has_a_layer_for_that():

@@ -29,8 +29,8 @@ class TestFixedPoint:
     def test_v1_rounds_half_up_and_saturates_at_the_last_code(self) -> None:
         layer = ShiftLinear(3, 3, variant="v1")
         nearly_half = math.nextafter(0.5, 0) / 256
-        x = torch.tensor([0.5, -0.5, 1.5, -1.5, 2.5, 0.49, -0.51]).double() / 256
-        x = torch.cat((x, torch.tensor([nearly_half, 200.0, -200.0, 127.999]).double()))
+        x = [v / 256 for v in (0.5, -0.5, 1.5, -1.5, 2.5, 0.49, -0.51)] + [nearly_half, 200.0, -200.0, 127.999]
+        x = torch.tensor(x, dtype=torch.float64)
         codes = [math.floor(Fraction(v) * 256 + Fraction(1, 2)) for v in x.tolist()]
         expected = [min(max(code, -(2**15)), 2**15 - 1) / 256 for code in codes]
         assert layer.activation_format.quantize(x).tolist() == expected

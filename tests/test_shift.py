@@ -164,6 +164,12 @@ class TestStoredLatents:
         assert torch.equal(layer.quantized_weight(), weight)
         assert not torch.equal(layer.latents[0], latents[0])
 
+    def test_clamping_keeps_a_converted_weight_of_v1(self) -> None:
+        layer = ShiftConv2d.from_conv(nn.Conv2d(4, 6, 3), variant="v1")
+        weight = layer.quantized_weight()
+        layer.after_optimizer_step()
+        assert torch.equal(layer.quantized_weight(), weight)
+
     def test_v1_is_kept_where_its_gradient_points_the_right_way(self) -> None:
         layer = latent_conv("v1")
         shift = layer.shift.detach().clone()

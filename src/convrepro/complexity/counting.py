@@ -95,48 +95,54 @@ def _count(traced: Trace, input_size: tuple[int, int, int]) -> Count:
 def _layer_counts(traced: Trace, name: str, counted: set[nn.Parameter]) -> list[LayerCount]:
     """The layer of a module, and one for each further kind of operation in it; adds its parameters to `counted`."""
     module, operations = traced.layers[name], Counter(traced.operations[name])
-    operator, is_operator = type(module).__name__, isinstance(module, OPERATOR)
     conv_outputs = operations.pop(CONV_OUTPUTS, 0)
     macs: Counter[str] = Counter()
     for operation, number in operations.items():
         macs[_KINDS[operation]] += number
-    kind = next((kind for kind, classes in _CLASSES.items() if isinstance(module, classes)), None)
-    if kind in MULTIPLYING:
-        macs[kind] = sum(macs.pop(multiplying, 0) for multiplying in MULTIPLYING)
-    kind = kind or max(macs, key=macs.get, default="other")
-    own = macs.pop(kind, 0)
+    main = next((kind for kind, classes in _CLASSES.items() if isinstance(module, classes)), None)
+    if main in MULTIPLYING:
+        macs[main] = sum(macs.pop(kind, 0) for kind in MULTIPLYING)
+    main = main or max(macs, key=macs.get, default="other")
+    layers = [
+        LayerCount(
+            name,
+            kind,
+            type(module).__name__,
+            macs=number,
+            dense_macs=number,
+            scaled_bias=conv_outputs if kind == "conv" else 0,
+            multiplications=number if kind in MULTIPLYING else 0,
+        )
+        for kind, number in {main: macs.pop(main, 0), **macs}.items()
+    ]
+    layers[0] = _describe(layers[0], traced, counted)
+    return layers
+
+
+def _describe(layer: LayerCount, traced: Trace, counted: set[nn.Parameter]) -> LayerCount:
+    """`layer` with the shape, the parameters and the promises of its module."""
+    module = traced.layers[layer.name]
+    is_operator = isinstance(module, OPERATOR)
     parameters = dict(module.named_parameters(recurse=is_operator))
-    weights = {key: p for key, p in parameters.items() if p not in counted}
-    counted.update(weights.values())
-    kernel = getattr(module, "kernel_size", None) if kind == "conv" else None
-    layer = LayerCount(
-        name,
-        kind,
-        operator,
-        in_channels=getattr(module, "in_channels", getattr(module, "in_features", None)),
-        out_channels=getattr(module, "out_channels", getattr(module, "out_features", None)),
-        kernel=kernel if isinstance(kernel, tuple) else (),
-        groups=getattr(module, "groups", 1) if kind == "conv" else 1,
-        bias=any(key.endswith("bias") for key in parameters),
-        calls=len(traced.outputs[name]),
-        macs=own,
-        dense_macs=own,
-        scaled_bias=conv_outputs,
-        multiplications=own if kind in MULTIPLYING else 0,
-        params=sum(p.numel() for p in weights.values()),
-        weight_bits=32 * sum(p.numel() for key, p in weights.items() if not key.endswith("bias")),
-    )
-    if (layer.kernel or kind == "linear") and layer.calls:
-        calls = traced.positions(name)
-        layer = replace(layer, out_h=calls[-1][1], out_w=calls[-1][2])
+    fresh = {key: p for key, p in parameters.items() if p not in counted}
+    counted.update(fresh.values())
+    kernel = getattr(module, "kernel_size", None) if layer.kind == "conv" else None
+    facts: dict[str, object] = {
+        "in_channels": getattr(module, "in_channels", getattr(module, "in_features", None)),
+        "out_channels": getattr(module, "out_channels", getattr(module, "out_features", None)),
+        "kernel": kernel if isinstance(kernel, tuple) else (),
+        "groups": getattr(module, "groups", 1) if layer.kind == "conv" else 1,
+        "bias": any(key.endswith("bias") for key in parameters),
+        "calls": len(traced.outputs[layer.name]),
+        "params": sum(p.numel() for p in fresh.values()),
+        "weight_bits": 32 * sum(p.numel() for key, p in fresh.items() if not key.endswith("bias")),
+    }
+    if facts["calls"] and (facts["kernel"] or layer.kind == "linear"):
+        _, facts["out_h"], facts["out_w"] = traced.positions(layer.name)[-1]
     if is_operator:
-        promises = {field: _promised(traced, name, field) for field in _PROMISES if hasattr(module, field)}
-        layer = replace(layer, weight_bits=module.weight_bits(), **promises)
-    others = (
-        LayerCount(name, kind, operator, macs=n, dense_macs=n, multiplications=n if kind in MULTIPLYING else 0)
-        for kind, n in macs.items()
-    )
-    return [layer, *others]
+        facts |= {field: _promised(traced, layer.name, field) for field in _PROMISES if hasattr(module, field)}
+        facts["weight_bits"] = module.weight_bits()
+    return replace(layer, **facts)
 
 
 def _promised(traced: Trace, name: str, method: str) -> int | Fraction:
