@@ -64,8 +64,15 @@ class Classifier(L.LightningModule):
         else:
             scheduler.step(self.current_epoch + 1)
 
+    def on_train_start(self) -> None:
+        self._settle()
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let operators put their parameters back in range, as DeepShift's latents need after each step."""
         for settle in self._after_step:
             settle()
 

@@ -64,6 +64,11 @@ def _resolve_activation(variant: str, activation: str | Sequence[int]) -> FixedP
     return FixedPoint(*activation, nearest=variant == "v1")
 
 
+def _keep_layout(value: Tensor, like: Tensor) -> Tensor:
+    """`value` with the strides of `like`: arithmetic forgets channels_last where there is one channel or a 1x1 kernel."""
+    return value if value.stride() == like.stride() else torch.empty_like(like).copy_(value)
+
+
 class ShiftOperator(nn.Module):
     """What `ShiftConv2d` and `ShiftLinear` share: the latent parameters and what becomes of them.
 
@@ -259,6 +264,7 @@ class ShiftConv2d(ShiftOperator, ConvOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Round the input and the latents, then convolve."""
         x, weight, bias = self._operands(x)
+        weight = _keep_layout(weight, self.latents[0])
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), self.padding_mode), (0, 0)
