@@ -122,7 +122,7 @@ def test_the_schedule_shrinks_with_the_budget(tmp_path):
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
-@pytest.mark.parametrize("schedule", ["{name: cosine, args: {}}", "{name: ExponentialLR, args: {gamma: 0.5}}"])
+@pytest.mark.parametrize("schedule", ["{name: cosine, args: null}", "{name: ExponentialLR, args: {gamma: 0.5}}"])
 def test_timm_and_torch_schedules_change_the_rate_once_an_epoch(tmp_path, schedule):
     words = [*MNIST_FC, "recipe.epochs=3", f"recipe.schedule={schedule}"]
     rates = [line["lr"] for line in train(words, tmp_path)["history"]]
@@ -133,7 +133,7 @@ def test_timm_and_torch_schedules_change_the_rate_once_an_epoch(tmp_path, schedu
 @pytest.mark.parametrize("optimizer", ["radam", "lookahead_radam", "adamw", "rmsprop"])
 def test_optimizers_by_name_lower_the_loss(tmp_path, optimizer):
     words = [*MNIST_FC, "recipe.epochs=3", f"recipe.optimizer.name={optimizer}", "recipe.optimizer.lr=0.001"]
-    losses = [line["train/loss"] for line in train([*words, "recipe.optimizer.args={}"], tmp_path)["history"]]
+    losses = [line["train/loss"] for line in train([*words, "recipe.optimizer.args=null"], tmp_path)["history"]]
     assert losses[-1] < losses[0]
 
 
