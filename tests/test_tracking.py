@@ -13,7 +13,7 @@ from convrepro.tracking import offline_without_key
 from convrepro.train import run
 
 ROW = ["model=deepshift_mnist_fc", "conv=shift", "recipe=deepshift_mnist_v5", "recipe.epochs=2", "trainer=cpu"]
-ROW += ["table=deepshift/mnist_v5", "row=fc_q_scratch", "budget.train_examples=256", "budget.test_examples=100"]
+ROW += ["table=deepshift/mnist_v5", "row=fc_q", "budget.train_examples=256", "budget.test_examples=100"]
 
 
 def train(overrides, runs):
@@ -40,9 +40,9 @@ def test_without_a_key_runs_are_recorded_offline(offline, tmp_path):
     assert offline_without_key("auto") == "offline"
     result = train(ROW, tmp_path)
     (folder,) = tmp_path.rglob("offline-run-*")
-    assert folder.name.endswith(Identity("deepshift/mnist_v5", "fc_q_scratch", 0, "paper").run_id)
+    assert folder.name.endswith(Identity("deepshift/mnist_v5", "fc_q", 0, "paper").run_id)
     recorded = json.dumps(inspect(folder, "--json"))
-    for word in ("deepshift/mnist_v5", "fc_q_scratch", "multiplications", "weight_bits", "recipe"):
+    for word in ("deepshift/mnist_v5", "fc_q", "multiplications", "weight_bits", "recipe"):
         assert word in recorded, word
     assert result["status"] == "done"
 

@@ -39,7 +39,7 @@ def test_it_is_the_installed_copy_that_runs(installed, tmp_path):
 def test_list_count_and_smoke_run_from_an_empty_folder(installed, tmp_path):
     assert "hetconv/table1" in convrepro(installed, tmp_path, "list")
     assert "105.98" in convrepro(installed, tmp_path, "count", "hetconv/table1")
-    words = ["run", "deepshift/mnist_v5", "--budget", "smoke", "--rows", "fc_q_scratch", "--seeds", "0"]
+    words = ["run", "deepshift/mnist_v5", "--budget", "smoke", "--rows", "fc_q", "--seeds", "0"]
     out = convrepro(installed, tmp_path, *words, "budget.train_examples=128", "budget.test_examples=100")
     assert "smoke" in out
     assert list((tmp_path / "runs").rglob("result.json"))

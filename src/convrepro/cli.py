@@ -48,9 +48,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a command; overrides may stand before, between and after options."""
+    command = parser()
+    arguments, rest = command.parse_known_args(argv)
+    if rest and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        command.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 0, with 1 where a run failed, or with 2 and one sentence for bad input."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         sys.exit(VERBS[arguments.verb](arguments))
     except ConvReproError as error:
