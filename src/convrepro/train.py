@@ -104,6 +104,7 @@ def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] =
     finished = read_result(folder)
     if finished:
         return _same_run(finished, cfg, overrides, folder, echo)
+    torch.set_flush_denormal(True)  # squared gradients below 1e-38 made an RMSprop step on a CPU twice as slow
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.monotonic()
     if not cfg.train and not cfg.weights:
