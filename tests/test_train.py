@@ -117,14 +117,14 @@ def test_weights_carry_over_and_are_evaluated_without_training(tmp_path):
 
 def test_the_schedule_shrinks_with_the_budget(tmp_path):
     words = [*MNIST_FC, "recipe.epochs=8", "budget.epochs=4", "recipe.schedule.name=MultiStepLR"]
-    words += ["recipe.schedule.args={milestones: [4, 6], gamma: 0.1}", "recipe.optimizer.lr=0.1"]
+    words += ["+recipe.schedule.args={milestones: [4, 6], gamma: 0.1}", "recipe.optimizer.lr=0.1"]
     rates = [line["lr"] for line in train(words, tmp_path)["history"]]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
-@pytest.mark.parametrize("schedule", ["{name: cosine, args: null}", "{name: ExponentialLR, args: {gamma: 0.5}}"])
-def test_timm_and_torch_schedules_change_the_rate_once_an_epoch(tmp_path, schedule):
-    words = [*MNIST_FC, "recipe.epochs=3", f"recipe.schedule={schedule}"]
+@pytest.mark.parametrize(("name", "arguments"), [("cosine", "{}"), ("ExponentialLR", "{gamma: 0.5}")])
+def test_timm_and_torch_schedules_change_the_rate_once_an_epoch(tmp_path, name, arguments):
+    words = [*MNIST_FC, "recipe.epochs=3", f"recipe.schedule.name={name}", f"+recipe.schedule.args={arguments}"]
     rates = [line["lr"] for line in train(words, tmp_path)["history"]]
     assert rates[0] == pytest.approx(0.01)
     assert rates[0] > rates[1] > rates[2] > 0

@@ -170,6 +170,6 @@ def _torch_macs(model: nn.Module, traced: Trace, input_size: tuple[int, int, int
         for name, module in traced.layers.items():
             module.register_forward_pre_hook(enter(name))
             module.register_forward_hook(leave)
-        with torch.enable_grad():  # FlopCounterMode's module tracker fails on parameters as inputs without gradients
+        with torch.enable_grad():  # without, FlopCounterMode fails where a module's input is a view of a parameter
             model(blank_image(model, input_size))
     return Counter({name: n // 2 for name, n in own.items()})

@@ -104,7 +104,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
         for name, module in layers.items():
             module.register_forward_hook(record(outputs[name]))
         analysis = FlopCountAnalysis(model, image).set_op_handle(**_HANDLES)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         operations = _own(analysis.by_module_and_operator(), layers)
     for name, unknown in _own({name: analysis.unsupported_ops(name) for name in layers}, layers).items():
         for operation in unknown:

@@ -1,0 +1,60 @@
+"""Three sources for the same number: fvcore, torch's own counter, and what each operator promises."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from convrepro.complexity import cross_check
+from convrepro.errors import ConvReproError
+from convrepro.ops import HetConv2d
+
+
+def test_it_names_the_layer_whose_operator_promises_something_else():
+    class Boasting(HetConv2d):
+        def macs(self, out_h, out_w):
+            return super().macs(out_h, out_w) - 1
+
+    model = nn.Sequential(HetConv2d(4, 8, 3, p=4), Boasting(8, 8, 3, p=4))
+    true = 16 * 8 * (2 * 9 + 6)
+    with pytest.raises(ConvReproError, match=rf"'1' \(Boasting\).* {true:,} MACs, Boasting.macs\(\) {true - 1:,}"):
+        cross_check(model, (4, 8, 8))
+
+
+class SummedFirst(nn.Module):
+    """A product of which torch sums one index beforehand, so that no matrix product is left."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        return torch.einsum("ab,ac->ac", x[0, 0], self.conv(x)[0, 0])
+
+
+def test_it_names_the_first_layer_that_torch_counts_differently():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), SummedFirst(), nn.Linear(5, 5))
+    with pytest.raises(ConvReproError, match=r"'1' \(SummedFirst\).* fvcore counts 75 MACs, torch's FlopCounterMode 0"):
+        cross_check(model, (1, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet18", {}),
+        ("vgg16_bn", {}),
+        ("mobilenetv2_100", {}),
+        ("densenet121", {}),
+        ("efficientnet_b0", {}),
+        ("convnext_atto", {}),
+        ("vit_tiny_patch16_224", {"img_size": 64}),
+    ],
+)
+def test_timm_models_are_counted_as_torch_counts_them(name, arguments):
+    with torch.device("meta"):
+        model = timm.create_model(name, **arguments)
+    model.to_empty(device="cpu")
+    counted = cross_check(model, (3, 64, 64))
+    assert counted.total("params") == sum(p.numel() for p in model.parameters())
+    assert counted.total("macs") > counted.total("conv_only") > 0
+    assert all(layer.in_channels for layer in counted.layers if layer.kind in ("conv", "linear"))
