@@ -24,7 +24,7 @@ def train(overrides, runs):
 def inspect(folder: Path, *flags: str) -> list[dict]:
     """What the recorded run holds, read by the reader that the wandb package ships."""
     core = Path(wandb.__file__).parent / "bin" / "wandb-core"
-    done = subprocess.run([core, "leet", "inspect", *flags, str(folder)], capture_output=True, text=True)
+    done = subprocess.run([core, "leet", "inspect", *flags, str(folder.parent)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
 

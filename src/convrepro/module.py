@@ -82,6 +82,7 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(self.seed * SEED_STRIDE + self.trainer.fit_loop.total_batch_idx)
+        self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -112,7 +113,7 @@ class Classifier(L.LightningModule):
 
     def _close_epoch(self) -> None:
         """One line of history, logged at once; a loss that is not finite ends the run."""
-        trained = {"train/loss": self._mean("train"), "lr": self.optimizers().param_groups[0]["lr"]}
+        trained = {"train/loss": self._mean("train"), "lr": self._rate}
         if not math.isfinite(trained["train/loss"]):
             raise ConvReproError(
                 f"training diverged: the mean loss of epoch {self.current_epoch} is {trained['train/loss']}; "

@@ -30,7 +30,9 @@ class Job:
         return "convrepro train " + shlex.join(self.overrides)
 
 
-def plan(table: Table, *, budget: str, rows: Sequence[str], seeds: Sequence[int], extra: Sequence[str], runs: Path) -> list[Job]:
+def plan(
+    table: Table, *, budget: str, rows: Sequence[str], seeds: Sequence[int], extra: Sequence[str], runs: Path
+) -> list[Job]:
     """The jobs of `rows` (all where empty) and `seeds`, rows that others start from first.
 
     Overrides in `extra` that change what is computed give the rows folders of their own. Raises ConvReproError for
@@ -87,7 +89,7 @@ def validate(jobs: Sequence[Job]) -> None:
 
 
 def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results, dict[str, str]]:
-    """Run each job; returns results by row and seed, and the failures by name. One failed row does not stop the rest."""
+    """Run each job; returns results by row and seed, and failures by name. A failed row does not stop the rest."""
     results: Results = {}
     failures: dict[str, str] = {}
     for number, job in enumerate(jobs, 1):

@@ -3,10 +3,12 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from convrepro.identity import Identity
@@ -18,9 +20,7 @@ def offline_without_key(mode: str) -> str:
         return mode
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    import wandb
-
-    return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
+    return "online" if wandb.login(prompt=False) else "offline"
 
 
 def never_raises(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,6 +34,8 @@ def never_raises(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
         except Exception as error:
             self.broken = True
+            with suppress(Exception):
+                wandb.finish(exit_code=1)
             warnings.warn(f"W&B is left out of this run from here on: {error}", stacklevel=2)
             return None
 
@@ -93,7 +95,7 @@ def build_logger(cfg: Mapping[str, Any], identity: Identity, folder: Path, confi
         resume="allow",
     )
     logger.start({**config, "conv_name": conv["name"]})
-    return logger
+    return None if logger.broken else logger
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:

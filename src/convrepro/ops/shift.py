@@ -65,7 +65,7 @@ def _resolve_activation(variant: str, activation: str | Sequence[int]) -> FixedP
 
 
 def _keep_layout(value: Tensor, like: Tensor) -> Tensor:
-    """`value` with the strides of `like`: arithmetic forgets channels_last where there is one channel or a 1x1 kernel."""
+    """`value` with the strides of `like`: arithmetic drops channels_last for one channel or a 1x1 kernel."""
     return value if value.stride() == like.stride() else torch.empty_like(like).copy_(value)
 
 
