@@ -221,11 +221,11 @@ def test_unreadable_unfinished_and_misplaced_runs_are_refused(table, runs, root)
 
 def test_other_data_and_fewer_epochs_are_proxies(table, finished, root):
     put(finished, record(table, "plain", 0, 80.0, budget="proxy"))
-    foreign = record(table, "plain", 0, 70.0) | {"row": "plain~abc123"}
+    foreign = record(table, "plain", 0, 70.0) | {"row": "plain+abc123"}
     foreign["overrides"].append("data=fashion_sample")
     foreign["config"]["data"]["name"] = "fashion-sample"
     put(finished, foreign)
-    unsaid = record(table, "plain", 1, 60.0) | {"row": "plain~def456"}
+    unsaid = record(table, "plain", 1, 60.0) | {"row": "plain+def456"}
     unsaid["config"]["data"]["name"] = "kmnist"
     put(finished, unsaid)
     collected = collect(table, finished, STATICS, root)

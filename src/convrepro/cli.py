@@ -108,7 +108,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _count(arguments: argparse.Namespace) -> int:
     if any("=" in word for word in arguments.what):
         from convrepro.config import compose_config
-        from convrepro.train import count_network
+        from convrepro.statics import count_network
 
         print(count_network(compose_config(arguments.what)))
         return 0
@@ -151,14 +151,16 @@ def _run(arguments: argparse.Namespace) -> int:
     table = load_table(arguments.table)
     runs = Path(compose_config(arguments.overrides).runs)
     seeds = _integers("--seeds", arguments.seeds) or table.seeds
-    from convrepro.runner import plan, run_jobs, validate
-    from convrepro.statics import count_table
+    from convrepro.plan import plan
 
     rows = [row for row in arguments.rows.split(",") if row]
     jobs = plan(table, budget=arguments.budget, rows=rows, seeds=seeds, extra=arguments.overrides, runs=runs)
     if arguments.dry_run:
         print("\n".join(job.line for job in jobs))
         return 0
+    from convrepro.runner import run_jobs, validate
+    from convrepro.statics import count_table
+
     validate(jobs)
     results, failures = run_jobs(jobs, print)
     print(render_table(table, count_table(table, _status), results))

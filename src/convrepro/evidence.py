@@ -112,7 +112,7 @@ def _counts(statics: Statics, row: Row) -> dict[str, str]:
 
 def _depth(table: Table, folder: str) -> int:
     """How many rows' weights a row's run needs, so that those are examined first."""
-    row = next((r for r in table.rows if r.id == folder.split("~")[0]), None)
+    row = next((r for r in table.rows if r.id == folder.split("+")[0]), None)
     return 1 + _depth(table, row.weights_from) if row and row.weights_from else 0
 
 
@@ -134,7 +134,7 @@ def _keep_earlier(table: Table, rows: dict[str, dict[str, Any]], root: Path) -> 
 
 def _examine(table: Table, folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> tuple[Row, str, Run]:
     """The row, the proxy label ("" for the paper's protocol) and the compact run in a folder; raises _Refused."""
-    row_id, _, variant = folder.parent.name.partition("~")
+    row_id, _, variant = folder.parent.name.partition("+")
     row = next((r for r in table.to_run if r.id == row_id), None)
     if row is None:
         raise _Refused(f"the table has no row {row_id!r} with runs of its own")
@@ -157,7 +157,7 @@ def _examine(table: Table, folder: Path, rows: Mapping[str, Mapping[str, Any]]) 
         raise _Refused(f"it has no finite {lacking[0]}")
     weights = (result.get("config") or {}).get("weights")
     if row.weights_from:
-        source = f"{table.name}/{row.weights_from}{'~' * bool(variant)}{variant}/{budget}-seed{seed}"
+        source = f"{table.name}/{row.weights_from}{'+' * bool(variant)}{variant}/{budget}-seed{seed}"
         if f"{source}/" not in Path(weights or "").as_posix():
             raise _Refused(f"it did not start from the weights of {source}")
         entry = rows[row.weights_from]

@@ -26,6 +26,11 @@ RESERVED = {
 }
 
 
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of timm's models and the zoo's that match a shell pattern, sorted."""
+    return timm.list_models(pattern)
+
+
 def build(
     name: str,
     *,

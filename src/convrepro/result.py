@@ -9,6 +9,7 @@ from convrepro.errors import ConvReproError
 
 SCHEMA = 1
 FILE = "result.json"
+LAST = "last.ckpt"
 
 
 def write_json(path: Path, content: Any) -> None:

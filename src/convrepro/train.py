@@ -21,10 +21,9 @@ from convrepro.errors import ConvReproError
 from convrepro.identity import Identity, digest, scientific
 from convrepro.module import Classifier
 from convrepro.progress import EpochLine, bar
-from convrepro.result import FILE, SCHEMA, read_result, write_json
+from convrepro.result import FILE, LAST, SCHEMA, read_result, write_json
 from convrepro.tracking import RunLogger, build_logger, summary
 
-LAST = "last.ckpt"
 STATIC = {
     "macs": "conv_fc",
     "params": "params",
