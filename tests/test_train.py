@@ -144,3 +144,35 @@ def test_identity_ignores_how_a_run_is_executed():
     one, two = Identity("t", "r", 0, "paper"), Identity("t", "r", 1, "paper")
     assert one.run_id != two.run_id
     assert one.run_id == Identity("t", "r", 0, "paper").run_id
+
+
+def test_a_checkpoint_is_not_evaluated_with_other_knobs_than_it_was_trained_with(tmp_path):
+    shifted = [*MNIST_FC, "conv=shift", "recipe.epochs=1"]
+    train(shifted, tmp_path)
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    for changed, words in (
+        (["conv=shift", "conv.bits=3"], "conv.bits=paper, but conv.bits=3"),
+        (["conv=standard"], "conv.name=shift, but conv.name=standard"),
+    ):
+        with pytest.raises(ConvReproError, match=words):
+            train([*MNIST_FC, *changed, f"weights={checkpoint}", "train=false"], tmp_path / "again")
+
+
+@pytest.mark.parametrize("harm", ["truncated", "foreign"])
+def test_an_unfit_checkpoint_in_the_run_folder_is_named_and_not_overwritten(tmp_path, harm):
+    words = [*MNIST_FC, "table=deepshift/mnist_v5", "row=fc_original"]
+    train([*words, "recipe.epochs=1"], tmp_path)
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    (checkpoint.parent / "result.json").unlink()
+    if harm == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    before = checkpoint.read_bytes()
+    with pytest.raises(ConvReproError, match=r"last\.ckpt is"):
+        train([*words, "recipe.epochs=2"], tmp_path)
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_missing_gpu_is_one_sentence(tmp_path):
+    with pytest.raises(ConvReproError, match=r"trainer=.*gpu.*does not fit this machine"):
+        train(["model=deepshift_mnist_fc", "trainer=gpu", "logger=none"], tmp_path)

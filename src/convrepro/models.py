@@ -65,7 +65,9 @@ def build(
 
     if weights is None:
         return network, swap(convert=False)
-    state = _strip(read_state_dict(weights), network)
+    content = read_checkpoint(weights)
+    _check_settings(weights, content.get("settings"), name, conv)
+    state = _strip(_tensors(content, weights), network)
     unfit = _differences(network, state)
     if not unfit:
         network.load_state_dict(state)
@@ -100,10 +102,10 @@ def _create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str,
         raise ConvReproError(f"model {name} cannot be built with {words}: {error}") from error
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, on the CPU; nothing in the file is executed.
+def read_checkpoint(path: str | Path) -> Mapping[str, object]:
+    """The content of a checkpoint, on the CPU; nothing in the file is executed.
 
-    Raises ConvReproError where the file is missing, is no checkpoint, or holds no tensors.
+    Raises ConvReproError where the file is missing or is no checkpoint.
     """
     if not Path(path).is_file():
         raise ConvReproError(f"weights {path} do not exist")
@@ -116,12 +118,33 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ConvReproError(
             f"weights {path} cannot be read: damaged, not a checkpoint, or holding more than tensors and plain values"
         ) from error
-    if isinstance(content, Mapping):
-        content = content.get("state_dict", content)
+    return content if isinstance(content, Mapping) else {}
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name; raises ConvReproError as `read_checkpoint`, and where it holds none."""
+    return _tensors(read_checkpoint(path), path)
+
+
+def _tensors(content: Mapping[str, object], path: str | Path) -> dict[str, Tensor]:
+    content = content.get("state_dict", content)
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not state:
         raise ConvReproError(f"weights {path} hold no state dict")
     return state
+
+
+def _check_settings(path: str | Path, settings: object, name: str, conv: Mapping[str, object]) -> None:
+    """Refuse to run a checkpoint of this project with another operator, or other knobs, than it was trained with."""
+    if not isinstance(settings, Mapping) or settings["conv"]["name"] == "standard":
+        return
+    given = {"model": name, **{f"conv.{key}": value for key, value in conv.items()}}
+    trained = {"model": settings["model"], **{f"conv.{key}": value for key, value in settings["conv"].items()}}
+    for key in {**trained, **given}:
+        if given.get(key) != trained.get(key):
+            raise ConvReproError(
+                f"weights {path} were trained with {key}={trained.get(key)}, but {key}={given.get(key)} is given"
+            )
 
 
 def _strip(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from convrepro import complexity, models
@@ -24,6 +25,8 @@ from convrepro.progress import EpochLine, bar
 from convrepro.result import FILE, LAST, SCHEMA, read_result, write_json
 from convrepro.tracking import RunLogger, build_logger, summary
 
+#: Warnings of Lightning about its own internals, or about what is meant here.
+NOISE = r".*does not have many workers.*|.*exists and is not empty.*|.*LeafSpec.*|.*smaller than the logging interval.*"
 STATIC = {
     "macs": "conv_fc",
     "params": "params",
@@ -116,7 +119,7 @@ def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] =
     static = {name: counted.total(rule) for name, rule in STATIC.items()}
     echo(f"{identity.name} ({identity.budget}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
-    module, trainer, logger = assemble(cfg, identity, folder, network, static, echo)
+    module, trainer, logger = assemble(cfg, identity, folder, network, static, overrides, echo)
     with _closing(logger):
         _execute(cfg, trainer, module, data, folder, echo)
         result = {
@@ -149,6 +152,7 @@ def assemble(
     folder: Path,
     network: torch.nn.Module,
     static: dict[str, int],
+    overrides: Sequence[str],
     echo: Callable[[str], None],
 ) -> tuple[Classifier, L.Trainer, Any]:
     """Module, trainer and logger of a run, all from its configuration."""
@@ -157,31 +161,34 @@ def assemble(
         network.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:
         network.compile()
-    settings = {"model": cfg.model, "conv": _plain(cfg.conv), "num_classes": cfg.data.num_classes}
+    settings = {"model": cfg.model, "conv": _plain(cfg.conv), "overrides": _recorded(cfg, overrides)}
     module = Classifier(
         network, _plain(cfg.recipe), num_classes=cfg.data.num_classes, epochs=epochs, seed=cfg.seed, settings=settings
     )
     logger = build_logger(_plain(cfg.logger), identity, folder, {**_plain(cfg), "static": static})
     callbacks: list[Callback] = [*_checkpoints(folder, cfg.trainer.checkpoint_steps), EpochLine(epochs, echo), *bar()]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    trainer = L.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        num_nodes=cfg.trainer.num_nodes,
-        strategy=cfg.trainer.strategy,
-        precision=cfg.trainer.precision,
-        deterministic=cfg.trainer.deterministic,
-        accumulate_grad_batches=cfg.trainer.accumulate,
-        max_epochs=epochs,
-        logger=logger or False,
-        callbacks=callbacks,
-        enable_progress_bar=bool(bar()),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
-    return module, trainer, logger
+    arguments = {
+        "accelerator": cfg.trainer.accelerator,
+        "devices": cfg.trainer.devices,
+        "num_nodes": cfg.trainer.num_nodes,
+        "strategy": cfg.trainer.strategy,
+        "precision": cfg.trainer.precision,
+        "deterministic": cfg.trainer.deterministic,
+        "accumulate_grad_batches": cfg.trainer.accumulate,
+        "max_epochs": epochs,
+        "logger": logger or False,
+        "callbacks": callbacks,
+        "enable_progress_bar": bool(bar()),
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "default_root_dir": folder,
+    }
+    try:
+        return module, L.Trainer(**arguments), logger
+    except (MisconfigurationException, ValueError) as error:
+        raise ConvReproError(f"trainer={_plain(cfg.trainer)} does not fit this machine: {error}") from error
 
 
 def _checkpoints(folder: Path, steps: int | None) -> list[Callback]:
@@ -199,14 +206,27 @@ def _execute(
     if not cfg.train:
         trainer.validate(module, data, verbose=False)
         return
-    checkpoint = folder / LAST
-    if checkpoint.exists():
+    checkpoint = _resumable(folder / LAST, module.settings)
+    if checkpoint:
         echo(f"resumes from {checkpoint}")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*|.*exists and is not empty.*")
-        trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        warnings.filterwarnings("ignore", message=NOISE)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def _resumable(path: Path, settings: dict[str, Any]) -> Path | None:
+    """The checkpoint that this run continues from, if any; raises where it is torn or of a run with other settings."""
+    if not path.exists():
+        return None
+    try:
+        saved = models.read_checkpoint(path)["settings"]
+    except (ConvReproError, KeyError) as error:
+        raise ConvReproError(f"{path} is no checkpoint to continue from ({error}); delete it to start anew") from error
+    if saved != settings:
+        raise ConvReproError(f"{path} is of a run with other settings ({saved} instead of {settings}); move it away")
+    return path
 
 
 def _metrics(module: Classifier) -> dict[str, dict[str, float]]:
