@@ -76,3 +76,10 @@ def test_dry_run_prints_the_lines_it_would_execute(tmp_path):
     lines = done.stdout.strip().splitlines()
     assert all(line.startswith("convrepro train ") for line in lines)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_runs_every_value(tmp_path):
+    words = ["model=deepshift_mnist_fc", "conv=shift", "conv.bits=3,4", "budget=smoke", "budget.train_examples=64"]
+    done = convrepro("train", "-m", *words, "budget.test_examples=50", "logger=none", f"runs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("result.json"))) == 2
