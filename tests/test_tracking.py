@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -29,22 +30,40 @@ def inspect(folder: Path, *flags: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
 
 
+def recorded(folder: Path) -> str:
+    """The whole record of a run as text, once it is closed on disk."""
+    deadline = time.monotonic() + 30
+    while True:
+        records = inspect(folder, "--json")
+        if any(record["type"] == "exit" for record in records):
+            return json.dumps(records)
+        assert time.monotonic() < deadline, records
+        time.sleep(0.2)
+
+
 @pytest.fixture
 def offline(monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
 
 def test_without_a_key_runs_are_recorded_offline(offline, tmp_path):
-    assert offline_without_key("auto") == "offline"
     result = train(ROW, tmp_path)
     (folder,) = tmp_path.rglob("offline-run-*")
     assert folder.name.endswith(Identity("deepshift/mnist_v5", "fc_q", 0, "paper").run_id)
-    recorded = json.dumps(inspect(folder, "--json"))
+    record = recorded(folder)
     for word in ("deepshift/mnist_v5", "fc_q", "multiplications", "weight_bits", "recipe"):
-        assert word in recorded, word
+        assert word in record, word
     assert result["status"] == "done"
+
+
+def test_the_mode_is_offline_without_a_key(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert offline_without_key("auto") == "offline"
+    assert offline_without_key("disabled") == "disabled"
 
 
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
@@ -60,3 +79,13 @@ def test_a_failure_of_wandb_never_loses_a_run(offline, tmp_path, monkeypatch, wh
         result = train(ROW, tmp_path)
     assert list(tmp_path.rglob("result.json"))
     assert len(result["history"]) == 2
+    monkeypatch.undo()
+    train([*ROW, "seed=1"], tmp_path)
+    (folder,) = tmp_path.glob("**/paper-seed1/wandb/offline-run-*")
+    assert "fc_q" in recorded(folder), "the next run is not recorded as itself"
+
+
+def test_a_mode_that_wandb_refuses_does_not_stop_a_run(offline, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sideways")
+    with pytest.warns(UserWarning, match="W&B is left out"):
+        assert train(ROW, tmp_path)["status"] == "done"

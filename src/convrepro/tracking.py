@@ -80,7 +80,18 @@ def build_logger(cfg: Mapping[str, Any], identity: Identity, folder: Path, confi
     """The run's logger, opened, or None for `logger=none`; where W&B cannot be opened the run goes on without it."""
     if cfg["name"] == "none":
         return None
-    conv, data = config["conv"], config["data"]
+    try:
+        logger = _open(cfg, identity, folder, config)
+    except Exception as error:
+        warnings.warn(f"W&B is left out of this run: {error}", stacklevel=2)
+        return None
+    return None if logger.broken else logger
+
+
+def _open(cfg: Mapping[str, Any], identity: Identity, folder: Path, config: Mapping[str, Any]) -> RunLogger:
+    if wandb.run is not None:
+        wandb.finish()  # left open by a run that could not close it; it would be taken for this one
+    mode = offline_without_key(cfg["mode"])
     folder.mkdir(parents=True, exist_ok=True)
     logger = RunLogger(
         name=identity.name,
@@ -89,13 +100,14 @@ def build_logger(cfg: Mapping[str, Any], identity: Identity, folder: Path, confi
         entity=cfg["entity"],
         group=identity.table,
         job_type=identity.row,
-        tags=[config["model"], conv["name"], data["name"], identity.budget],
+        tags=[config["model"], config["conv"]["name"], config["data"]["name"], identity.budget],
         save_dir=str(folder),
-        mode=offline_without_key(cfg["mode"]),
+        mode=mode,
         resume="allow",
+        settings=wandb.Settings(silent=mode != "online", console="off"),
     )
-    logger.start({**config, "conv_name": conv["name"]})
-    return None if logger.broken else logger
+    logger.start({**config, "conv_name": config["conv"]["name"]})
+    return logger
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
