@@ -23,7 +23,8 @@ class Classifier(L.LightningModule):
     """Trains `network`, (B, C, H, W) images to (B, num_classes) logits, by cross-entropy.
 
     Randomness in a step (dropout, stochastic rounding) is a function of (seed, step) alone, so that a run resumed at
-    any step continues exactly as an unbroken one. `history` holds a dict an epoch and is saved with the checkpoint.
+    any step continues exactly as an unbroken one. `history` holds a dict an epoch and is saved with the checkpoint, as
+    are the `settings` (network, operator with its knobs, overrides) that a checkpoint may be used with.
     """
 
     def __init__(

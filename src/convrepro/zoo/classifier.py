@@ -1,5 +1,7 @@
 """What the networks of the zoo share: the methods that timm's tools call, and how they are built and initialised."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from convrepro.ops.init import init_weight_
 from convrepro.ops.squeeze_excite import SqueezeExcite
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(nn.Module, ABC):
     """Images (B, in_chans, H, W) to logits (B, num_classes).
 
     A subclass builds its layers, with `neck` taking what `forward_features` returns to (B, num_features), and ends its
@@ -50,9 +52,9 @@ class ImageClassifier(nn.Module):
         )
         self.init_weights(self.linear)
 
+    @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """The features that `neck` takes."""
-        raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features to logits, or to what the classifier sees, (B, num_features)."""
