@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convrepro.errors import ConvReproError
-from convrepro.models import build, read_state_dict
+from convrepro.models import build
 from convrepro.ops import HetConv2d, ShiftConv2d, SqueezeExcite
 
 STANDARD = {"name": "standard", "where": "dense_kxk"}
@@ -248,13 +248,13 @@ def test_files_that_are_no_checkpoint(tmp_path):
     for name in ("text.pt", "text.safetensors"):
         (tmp_path / name).write_text("not a checkpoint")
         with pytest.raises(ConvReproError, match=rf"weights .*{name} cannot be read: damaged"):
-            read_state_dict(tmp_path / name)
+            resnet20(STANDARD, tmp_path / name)
     (tmp_path / "empty.pt").touch()
     with pytest.raises(ConvReproError, match=r"weights .*empty.pt cannot be read: damaged"):
-        read_state_dict(tmp_path / "empty.pt")
+        resnet20(STANDARD, tmp_path / "empty.pt")
     torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "bare.pt")
     with pytest.raises(ConvReproError, match=r"weights .*bare.pt hold no state dict"):
-        read_state_dict(tmp_path / "bare.pt")
+        resnet20(STANDARD, tmp_path / "bare.pt")
 
 
 class Exploit:
@@ -266,5 +266,5 @@ def test_a_checkpoint_cannot_execute_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Exploit()}, tmp_path / "exploit.pt")
     with pytest.raises(ConvReproError, match=r"exploit.pt cannot be read"):
-        read_state_dict(tmp_path / "exploit.pt")
+        resnet20(STANDARD, tmp_path / "exploit.pt")
     assert not Path("touched").exists()

@@ -121,11 +121,6 @@ def read_checkpoint(path: str | Path) -> Mapping[str, object]:
     return content if isinstance(content, Mapping) else {}
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name; raises ConvReproError as `read_checkpoint`, and where it holds none."""
-    return _tensors(read_checkpoint(path), path)
-
-
 def _tensors(content: Mapping[str, object], path: str | Path) -> dict[str, Tensor]:
     content = content.get("state_dict", content)
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
