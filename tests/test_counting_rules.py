@@ -20,14 +20,14 @@ from convrepro.models import build
 NET = Count(
     (3, 8, 8),
     (
-        LayerCount("", "other", "Net", params=1, weight_bits=32),
+        LayerCount("", "other", "Net", params=1, additions=6, scalings=2, weight_bits=32),
         LayerCount("a", "conv", "HetConv2d", 3, 4, (3, 3), bias=True, out_h=5, out_w=6, macs=100, dense_macs=300,
-                   scaled_bias=Fraction(7, 3), multiplications=100, params=20, weight_bits=640),
+                   scaled_bias=Fraction(7, 3), multiplications=100, params=20, weights=16, weight_bits=640),
         LayerCount("b", "conv", "ShiftConv2d", 4, 4, (1, 1), groups=2, macs=40, dense_macs=40, scaled_bias=9,
-                   shifts=40, params=8, weight_bits=40),
-        LayerCount("norm", "norm", "BatchNorm2d", macs=16, params=8, weight_bits=128),
-        LayerCount("pool", "pool", "AdaptiveAvgPool2d", macs=4),
-        LayerCount("c", "linear", "Linear", 4, 5, macs=20, multiplications=20, params=25, weight_bits=640),
+                   shifts=40, params=8, weights=8, weight_bits=40),
+        LayerCount("norm", "norm", "BatchNorm2d", macs=16, params=8, weights=4, statistics=9, weight_bits=128),
+        LayerCount("pool", "pool", "SqueezeExcite", macs=4, scalings=5),
+        LayerCount("c", "linear", "Linear", 4, 5, macs=20, multiplications=20, params=25, weights=20, weight_bits=640),
         LayerCount("d", "matmul", "Attention", macs=3, multiplications=3),
         LayerCount("relu", "other", "ReLU"),
     ),
@@ -38,10 +38,17 @@ TOTALS = {
     "macs": 163,
     "conv_fc": 160,
     "conv_only": 140,
+    "two_per_mac": 320,
     "fvcore": 183,
     "hetconv_scaled_bias": 160 + 9 + Fraction(7, 3),
+    "senet": 160 + 6 + 2 + 5,
+    "senet_biases": 160 + 9 + Fraction(7, 3) + 2 + 5,
     "params": 62,
     "params_no_norm": 53,
+    "weights": 44,
+    "conv_weights": 24,
+    "params_no_fc": 37,
+    "params_and_buffers": 71,
     "multiplications": 123,
     "shifts": 40,
     "weight_bits": 1320,
@@ -58,6 +65,25 @@ def test_each_rule_by_hand(rule):
 def test_an_unknown_rule_is_refused_with_the_valid_ones():
     with pytest.raises(ConvReproError, match="'flops' is unknown; valid: macs, conv_fc, "):
         NET.total("flops")
+
+
+def test_a_part_is_the_layers_that_fit_a_pattern():
+    assert [layer.name for layer in NET.part("norm a*").layers] == ["a", "norm"]
+    assert NET.part("[ab]").total("conv_weights") == NET.total("conv_weights")
+    assert NET.part("a").input_size == NET.input_size
+
+
+def test_a_pattern_that_no_layer_fits_is_refused_with_names():
+    with pytest.raises(ConvReproError, match=r"no layer fits 'norms\*'; there are norm"):
+        NET.part("a norms*")
+
+
+def test_a_convolution_with_one_output_position_is_a_fully_connected_layer():
+    fc = LayerCount("fc6", "conv", "Conv2d", 512, 4096, (7, 7), out_h=1, out_w=1, macs=1000, weights=1000)
+    with_fc = Count(NET.input_size, (*NET.layers, fc))
+    for rule in ("conv_only", "conv_weights"):
+        assert with_fc.total(rule) == NET.total(rule)
+    assert with_fc.total("conv_fc") == NET.total("conv_fc") + 1000
 
 
 def test_the_dictionary_is_exact_json():

@@ -14,11 +14,12 @@ SOURCE = Path(convrepro.__file__).parent
 LEVELS = {
     "errors": 0, "paths": 0, "ops": 0,
     "counting_rules": 1, "zoo": 1, "surgery": 1, "tables": 1, "config": 1, "result": 1, "identity": 1, "environment": 1,
-    "models": 2, "complexity": 3, "data": 2, "optim": 2, "evidence": 2, "tracking": 2,
+    "weights": 1,
+    "models": 2, "complexity": 3, "data": 2, "optim": 2, "evidence": 2, "tracking": 2, "coverage_record": 2,
     "progress": 2, "plan": 2,
     "module": 3,
     "train": 4,
-    "statics": 5, "sweep": 5, "runner": 5,
+    "audit": 3, "statics": 5, "sweep": 5, "runner": 5, "coverage": 5,
     "cli": 6,
 }  # fmt: skip
 

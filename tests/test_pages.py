@@ -4,15 +4,27 @@ import shutil
 
 import pytest
 
+from convrepro.audit import audit, render_audit
 from convrepro.evidence import report, write_scoreboard
 from convrepro.paths import REPRODUCTIONS, ROOT
-from convrepro.statics import count_table
+from convrepro.statics import count_table, row_count
 from convrepro.tables import list_papers, list_tables, load_table
+
+pytestmark = pytest.mark.xdist_group("every table is counted once, in one process")
 
 
 @pytest.fixture(scope="module")
 def counted():
     return {name: count_table(load_table(name)) for name in list_tables()}
+
+
+@pytest.fixture(scope="module")
+def findings(counted):
+    return audit([load_table(name) for name in list_tables()], row_count)
+
+
+def told(finding) -> str:
+    return f"{finding.table.name}, {finding.row.id}, {finding.metric.name}: {finding.published.value}, {finding.ours}"
 
 
 def test_the_papers_pages_and_the_scoreboard_are_up_to_date(counted, tmp_path):
@@ -24,6 +36,23 @@ def test_the_papers_pages_and_the_scoreboard_are_up_to_date(counted, tmp_path):
         assert (root / paper / "README.md").read_text() == (REPRODUCTIONS / paper / "README.md").read_text()
     write_scoreboard(lambda table: counted[table.name], tmp_path / "README.md", root)
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+
+
+def test_the_audit_is_up_to_date(findings):
+    assert render_audit(findings) == (REPRODUCTIONS / "AUDIT.md").read_text()
+
+
+def test_every_value_that_differs_is_explained_and_no_other(findings):
+    off = [finding for finding in findings if finding.nearest]
+    assert [told(finding) for finding in off if not finding.published.erratum] == []
+    right = [finding for finding in findings if finding.group in ("exact", "own rule")]
+    assert [told(finding) for finding in right if finding.published.erratum] == []
+
+
+def test_a_convention_is_a_rule_that_gives_the_digits(findings):
+    found = [finding for finding in findings if finding.group == "convention"]
+    assert found
+    assert [told(finding) for finding in found if finding.nearest.startswith("nearest")] == []
 
 
 def test_hetconv_table_1_counts_to_the_published_digits(counted):

@@ -13,7 +13,8 @@ from convrepro.tables import load_table
 from convrepro.train import build_network
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLES = [line.split("#")[0].strip() for line in re.findall(r"^convrepro .*$", README, re.MULTILINE)]
+USES = re.sub(r"### Add an? .*?(?=\n### |\n## )", "", README, flags=re.DOTALL)  # what is added: test_readme_examples.py
+EXAMPLES = [line.split("#")[0].strip() for line in re.findall(r"^convrepro .*$", USES, re.MULTILINE)]
 
 
 def variants(overrides: list[str]) -> list[list[str]]:

@@ -57,11 +57,11 @@ def test_a_finished_run_of_other_overrides_is_not_taken_for_this_one(tmp_path):
 
 @pytest.mark.parametrize("within_epoch", [False, True], ids=["between epochs", "within an epoch"])
 def test_a_killed_run_resumes_to_the_result_of_an_unbroken_one(tmp_path, within_epoch):
-    """Dropout, shuffling and RAdam's state all have to be as they were."""
+    """Dropout, shuffling and RAdam's state all have to be as they were; with weight decay, of two groups."""
     words = ["model=deepshift_mnist_fc", "conv=shift", "conv.variant=ps", "recipe=deepshift_mnist_v5"]
     words += ["recipe.optimizer.name=radam", "recipe.epochs=4", "recipe.batch_size=16", "trainer=cpu", "logger=none"]
     words += ["budget.train_examples=1000", "budget.test_examples=200"]
-    words += ["trainer.checkpoint_steps=25"] * within_epoch
+    words += ["trainer.checkpoint_steps=25", "recipe.optimizer.weight_decay=1e-3"] * within_epoch
     unbroken = train(words, tmp_path / "unbroken")
 
     command = [sys.executable, "-m", "convrepro.cli", "train", *words, f"runs={tmp_path / 'killed'}"]

@@ -15,15 +15,17 @@ OPERATORS = {
     "gwc_pwc": ["conv.num_groups=4"],
     "dwc_pwc": [],
     "shift": ["conv.variant=q"],
+    "igcv1": ["conv.primary_partitions=8"],
+    "igcv2": ["conv.layers=3"],
+    "igcv3": ["conv.expansion=2"],
+    "low_precision": ["conv.precision=binary"],
+    "low_rank": ["conv.rank=0.25"],
+    "sparse": ["conv.density=0.25"],
 }
 NOTHING_DENSE = r"rule dense_kxk .* matches none of its .*; rules that match: dw_pw_pair"
-SWAPS = ("hetconv", "gwc_pwc", "dwc_pwc")
+SWAPS = ("hetconv", "gwc_pwc", "dwc_pwc", "igcv1", "igcv2", "igcv3", "low_precision", "low_rank", "sparse")
 SENSELESS = {
-    **{
-        (n, op): NOTHING_DENSE
-        for n in ("mobilenetv2_100", "efficientnet_b0")
-        for op in ("hetconv", "gwc_pwc", "dwc_pwc")
-    },
+    **{(n, op): NOTHING_DENSE for n in ("mobilenetv2_100", "efficientnet_b0") for op in SWAPS},
     ("convnext_atto", "hetconv"): r"layer 'stages.1.downsample.1': kernel_size=\(2, 2\) must be odd",
 }
 BUDGET = ["data=cifar10", "budget=smoke", "budget.train_examples=16", "budget.test_examples=16", "recipe.batch_size=8"]
@@ -42,6 +44,34 @@ def test_an_operator_trains_in_a_network_or_says_why_not(network, operator, tmp_
     result = run(compose_config(words), words, echo=lambda line: None)
     assert math.isfinite(result["history"][0]["train/loss"])
     assert (result["static"]["multiplications"] == 0) == (operator == "shift")
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        *(["conv=low_precision", f"conv.precision={form}"] for form in ("xnor", "ternary", "shared")),
+        ["conv=low_precision", "conv.precision=fixed", "conv.activation_bits=8"],
+        ["conv=sparse", "conv.density=0.1"],
+    ],
+    ids=" ".join,
+)
+def test_an_operator_trains_in_the_place_of_every_layer(operator, tmp_path):
+    words = ["model=mobilenetv2_100", *operator, "conv.where=all", *BUDGET]
+    words += ["trainer=cpu", "logger=none", f"runs={tmp_path}"]
+    result = run(compose_config(words), words, echo=lambda line: None)
+    assert math.isfinite(result["history"][0]["train/loss"])
+
+
+@pytest.mark.parametrize(
+    ("operator", "where"),
+    [(["conv=low_rank", "conv.scheme=spatial"], "pointwise"), (["conv=sparse", "conv.structure=block"], "pointwise")],
+    ids=str,
+)
+def test_an_operator_trains_in_the_place_of_pointwise_layers(operator, where, tmp_path):
+    words = ["model=mobilenetv2_100", *operator, f"conv.where={where}", *BUDGET]
+    words += ["trainer=cpu", "logger=none", f"runs={tmp_path}"]
+    result = run(compose_config(words), words, echo=lambda line: None)
+    assert math.isfinite(result["history"][0]["train/loss"])
 
 
 @pytest.mark.parametrize("network", ["mobilenetv2_100", "efficientnet_b0"])

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from convrepro.tables import format_exact, judge, judge_claim, row_verdict, standing, tally
-from convrepro.tables.schema import parse_table
+from convrepro.tables.parse import parse_table
 
 SOURCED = {"source": "somewhere", "confidence": "found"}
 RECALLED = {"source": "recollection", "confidence": "recalled"}

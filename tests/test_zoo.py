@@ -25,11 +25,42 @@ PARAMETERS = {
     "resnet1202_cifar": 19_421_274,
     # 3*32*9 + 13 pairs (9*M + M*N) + batch norms 2*(32 + sum(M + N)) + 1024*10 + 10
     "mobilenet_v1_cifar": 3_217_226,
+    "mobilenet_v1": 4_231_976,
+    # stem 16*3 + 16, convolution 16*16*9, classifier 10*16 + 10
+    "one_conv": 2_538,
     "deepshift_mnist_fc": 669_706,
     "deepshift_mnist_conv": 431_080,
+    # by the exact arithmetic of tests/test_zoo_deepshift.py
+    "resnet18_cifar": 11_000_138,
+    "deepshift_mobilenet_v2_cifar": 2_296_922,
+    # by the exact arithmetic of tests/test_zoo_senet.py and tests/test_zoo_shufflenet.py, batch norms and biases added
+    "resnet50_stride1x1": 25_557_032,
+    "resnet101_stride1x1": 44_549_160,
+    "resnet152_stride1x1": 60_192_808,
+    "se_vgg16_bn": 138_596_784,
+    "shufflenet_v1": 1_865_728,
+    # as torchvision documents them, GoogLeNet's without auxiliary classifiers
+    "alexnet": 61_100_840,
+    "googlenet": 6_624_904,
+    "squeezenet1_0": 1_248_424,
+    "squeezenet1_1": 1_235_496,
+    # by the exact arithmetic of tests/test_zoo_igc.py
+    "igcv1_plain_cifar": 155_962,
+    "igcv1_residual_cifar": 157_498,
+    "igcv1_imagenet": 8_637_900,
+    "regconv_plain_cifar": 341_020,
+    "regconv_residual_cifar": 344_476,
+    "regconv_imagenet": 11_689_512,
+    "igcv2_plain_cifar": 104_650,
+    "igcv2_c416_cifar": 500_458,
+    "igcv3_d": 3_491_688,
+    "igcv3_w": 5_724_968,
+    "igcv3_d_cifar": 2_223_498,
+    "mobilenet_v2_cifar": 2_236_682,
 }
 
-SMALL = [name for name in MODELS if name != "resnet1202_cifar"]
+LARGE = {"resnet1202_cifar", "resnet101_stride1x1", "resnet152_stride1x1", "se_vgg16_bn"}
+SMALL = [name for name in MODELS if name not in LARGE]
 
 
 def count_parameters(model: nn.Module, *, norms: bool = True) -> int:
@@ -94,7 +125,7 @@ def test_timm_protocol(models, name):
     with torch.no_grad():
         logits = model(x)
         features = model.forward_features(x)
-        assert logits.shape == (2, 10)
+        assert logits.shape == (2, model.default_cfg["num_classes"])
         assert torch.equal(model.forward_head(features), logits)
         assert torch.equal(model.get_classifier()(model.forward_head(features, pre_logits=True)), logits)
 
@@ -110,7 +141,21 @@ def test_timm_protocol(models, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg16_cifar", "resnet20_cifar", "mobilenet_v1_cifar", "deepshift_mnist_fc", "deepshift_mnist_conv"]
+    "name",
+    [
+        "vgg16_cifar",
+        "resnet20_cifar",
+        "mobilenet_v1_cifar",
+        "mobilenet_v1",
+        "shufflenet_v1",
+        "one_conv",
+        "igcv1_plain_cifar",
+        "igcv1_residual_cifar",
+        "igcv2_plain_cifar",
+        "igcv3_d_cifar",
+        "deepshift_mnist_fc",
+        "deepshift_mnist_conv",
+    ],
 )
 def test_other_classes_channels_and_classifier(name):
     model = timm.create_model(name, num_classes=7, in_chans=2, drop_rate=0.5)

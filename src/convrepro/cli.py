@@ -1,4 +1,4 @@
-"""The command line: train, list, show, count, run, collect, report. Heavy imports wait until they are needed."""
+"""The command line: what there is, training, counting, evidence, coverage. Heavy imports wait until they are needed."""
 
 import argparse
 import os
@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("report", help="write the papers' README pages and the scoreboard from the evidence")
     verb.add_argument("papers", nargs="*", help="default: all")
+    verb.add_argument("--audit", action="store_true", help="write AUDIT.md instead: every static value, recounted")
+
+    verb = verbs.add_parser("coverage", help="every operator in a network of each family: works, refused and why")
+    verb.add_argument("--models", default="", help="other networks: comma-separated patterns such as 'resnet18,vgg*'")
+    verb.add_argument("--convs", default="", help="some operators only, comma-separated")
+    verb.add_argument("--out", default="", help="default: reproductions/coverage.json; COVERAGE.md goes beside it")
     return top
 
 
@@ -190,6 +196,12 @@ def _collect(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if arguments.audit:
+        from convrepro.audit import write_audit
+        from convrepro.statics import row_count
+
+        print(write_audit(row_count))
+        return 0
     from convrepro.evidence import report, write_scoreboard
     from convrepro.statics import count_table
     from convrepro.tables import list_papers
@@ -207,6 +219,20 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _coverage(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from convrepro.coverage import RECORD, cover, operators
+    from convrepro.coverage_record import crashes
+
+    patterns = [pattern for pattern in arguments.models.split(",") if pattern]
+    configs = operators([conv for conv in arguments.convs.split(",") if conv])
+    broken = crashes(cover(patterns, configs, Path(arguments.out or RECORD)))
+    for line in broken:
+        print(f"crash: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
 def _status(row: str) -> None:
     if sys.stderr.isatty():
         print(f"\rcounting {row:40}", end="\r", file=sys.stderr, flush=True)
@@ -220,6 +246,7 @@ VERBS = {
     "run": _run,
     "collect": _collect,
     "report": _report,
+    "coverage": _coverage,
 }
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ A table names its rule, because papers disagree on biases, normalisation and cla
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from fractions import Fraction
 
 from convrepro.errors import ConvReproError
@@ -29,8 +31,13 @@ class LayerCount:
             are fvcore's estimates of elementwise work, such as 2 per element of a batch norm.
         dense_macs: those of the standard convolution that an operator stands for; else `macs`.
         scaled_bias: biases as HetConv's tables count them (`hetconv_scaled_bias`); 0 except for convolutions.
+        additions: elements of sums of two tensors of one shape, such as residual additions; 0 for an operator.
+        scalings: elements of products of feature maps with one factor for each channel, as in squeeze-and-excitation; 0
+            for an operator.
         multiplications, shifts: what `macs` of the multiplying kinds consist of.
         params: elements of its parameters, frozen ones too; one shared by two modules is counted in the first.
+        weights: those of them that are no biases.
+        statistics: elements of its running mean and variance.
         weight_bits: bits of its weights as deployed, biases left out.
     """
 
@@ -48,9 +55,13 @@ class LayerCount:
     macs: int = 0
     dense_macs: int = 0
     scaled_bias: Fraction | int = 0
+    additions: int = 0
+    scalings: int = 0
     multiplications: int = 0
     shifts: int = 0
     params: int = 0
+    weights: int = 0
+    statistics: int = 0
     weight_bits: int = 0
 
 
@@ -66,6 +77,24 @@ class Count:
         if rule not in RULES:
             raise ConvReproError(f"counting rule {rule!r} is unknown; valid: {', '.join(RULES)}")
         return RULES[rule](self)
+
+    def part(self, patterns: str) -> "Count":
+        """The layers whose name fits one of the patterns (as of file names, spaces between).
+
+        Raises ConvReproError for a pattern that no layer fits.
+        """
+        words = patterns.split()
+        if unfit := [word for word in words if not any(fnmatchcase(layer.name, word) for layer in self.layers)]:
+            names = [layer.name for layer in self.layers if layer.macs or layer.params]
+            near = get_close_matches(unfit[0], names, cutoff=0) or names
+            raise ConvReproError(f"no layer fits {unfit[0]!r}; there are {', '.join(near)} and others")
+        layers = (layer for layer in self.layers if any(fnmatchcase(layer.name, word) for word in words))
+        return Count(self.input_size, tuple(layers))
+
+    def convolutions(self) -> "Count":
+        """The convolutions with more than one output position."""
+        layers = (layer for layer in self.layers if layer.kind == "conv" and layer.out_h * layer.out_w != 1)
+        return Count(self.input_size, tuple(layers))
 
     def sum(self, field: str, *kinds: str) -> int | Fraction:
         """Sum of a field of `LayerCount` over the layers of these kinds, or over all layers."""
@@ -136,10 +165,13 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class Rule:
-    """A way of counting: `rule(count)` is an exact integer or fraction."""
+    """A way of counting: `rule(count)` is an exact integer or fraction. `of`: operations, shifts,
+    parameters or bits; only figures of one kind can be compared.
+    """
 
     description: str
     function: Callable[[Count], int | Fraction]
+    of: str = "operations"
 
     def __call__(self, count: Count) -> int | Fraction:
         return self.function(count)
@@ -154,7 +186,15 @@ RULES: dict[str, Rule] = {
         "multiply-accumulates of convolutions and linear layers; no biases",
         lambda count: count.sum("macs", "conv", "linear"),
     ),
-    "conv_only": Rule("multiply-accumulates of convolutions; no biases", lambda count: count.sum("macs", "conv")),
+    "conv_only": Rule(
+        "multiply-accumulates of convolutions but those with a single output position, which are fully connected "
+        "layers (timm writes those of VGG so); no biases",
+        lambda count: count.convolutions().sum("macs"),
+    ),
+    "two_per_mac": Rule(
+        "multiplications and additions of convolutions and linear layers, each as one",
+        lambda count: 2 * count.sum("macs", "conv", "linear"),
+    ),
     "fvcore": Rule(
         "all that fvcore counts: conv_fc, matrix products, and its estimates for normalisation, average pooling and "
         "resizing",
@@ -165,21 +205,55 @@ RULES: dict[str, Rule] = {
         "scales both by 1/P + (1 - 1/P)/K^2, and a pair of convolutions has the addition in its first",
         lambda count: count.sum("macs", "conv", "linear") + count.sum("scaled_bias", "conv"),
     ),
+    "senet": Rule(
+        "conv_fc, one operation for each element of a residual addition, and one for each element that "
+        "squeeze-and-excitation scales",
+        lambda count: count.sum("macs", "conv", "linear") + count.sum("additions") + count.sum("scalings"),
+    ),
+    "senet_biases": Rule(
+        "hetconv_scaled_bias, so one operation for each output of a convolution (its bias, or its batch norm's), and "
+        "one for each element that squeeze-and-excitation scales",
+        lambda count: RULES["hetconv_scaled_bias"](count) + count.sum("scalings"),
+    ),
     "params": Rule(
-        "all parameters, those of normalisation and frozen ones too; no buffers", lambda count: count.sum("params")
+        "all parameters, those of normalisation and frozen ones too; no buffers",
+        lambda count: count.sum("params"),
+        "parameters",
     ),
     "params_no_norm": Rule(
         "parameters of convolutions and linear layers with their biases",
         lambda count: count.sum("params", "conv", "linear"),
+        "parameters",
+    ),
+    "weights": Rule(
+        "weights of convolutions and linear layers; no biases, no normalisation",
+        lambda count: count.sum("weights", "conv", "linear"),
+        "parameters",
+    ),
+    "conv_weights": Rule(
+        "weights of the convolutions that conv_only counts; no biases",
+        lambda count: count.convolutions().sum("weights"),
+        "parameters",
+    ),
+    "params_no_fc": Rule(
+        "all parameters but those of linear layers",
+        lambda count: count.sum("params") - count.sum("params", "linear"),
+        "parameters",
+    ),
+    "params_and_buffers": Rule(
+        "all parameters, and the running statistics of normalisation",
+        lambda count: count.sum("params") + count.sum("statistics"),
+        "parameters",
     ),
     "multiplications": Rule(
         "multiplications left in convolutions, linear layers and matrix products",
         lambda count: count.sum("multiplications"),
     ),
-    "shifts": Rule("bit shifts that took the place of multiplications", lambda count: count.sum("shifts")),
+    "shifts": Rule("bit shifts that took the place of multiplications", lambda count: count.sum("shifts"), "shifts"),
     "weight_bits": Rule(
         "bits of the weights of convolutions and linear layers as deployed; no biases",
         lambda count: count.sum("weight_bits", "conv", "linear"),
+        "bits",
     ),
 }
 """Counting rules by the name that a table's metric gives in `count:`."""

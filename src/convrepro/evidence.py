@@ -163,8 +163,8 @@ def _examine(table: Table, folder: Path, rows: Mapping[str, Mapping[str, Any]]) 
         entry = rows[row.weights_from]
         if str(seed) not in (entry["proxies"].get(label, {}) if label else entry["runs"]):
             raise _Refused(f"it started from {source}, which is no evidence itself")
-    elif weights:
-        raise _Refused("it started from weights, which the row does not")
+    elif weights != (own := table.settings(row).get("weights")):
+        raise _Refused(f"it did not start from {own}" if own else "it started from weights, which the row does not")
     return row, label, _compact(result)
 
 

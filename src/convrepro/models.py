@@ -1,22 +1,17 @@
 """Builds a network: any timm model or one of the zoo, its convolutions replaced, its weights loaded."""
 
 import difflib
-import pickle
+import inspect
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import convrepro.zoo  # noqa: F401 (registers the zoo's models with timm)
 from convrepro.errors import ConvReproError
 from convrepro.surgery import SurgeryReport, replace_convs
-
-WRAPPERS = ("network.", "module.", "_orig_mod.")
-"""What Lightning, DataParallel and `torch.compile` put before a network's own keys."""
+from convrepro.weights import differences, locate, read_checkpoint, state_of, unwrapped
 
 RESERVED = {
     "num_classes": "the data set gives it",
@@ -24,6 +19,9 @@ RESERVED = {
     "pretrained": "give a checkpoint by weights",
     "checkpoint_path": "give a checkpoint by weights",
 }
+
+READERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+"""What timm's modules call the function that renames the keys of other projects' checkpoints, such as torchvision's."""
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -40,6 +38,7 @@ def build(
     se_reduction: int | None = None,
     init: str = "torch",
     weights: str | None = None,
+    weights_sha256: str | None = None,
     model_args: Mapping[str, object] | None = None,
 ) -> tuple[nn.Module, SurgeryReport]:
     """The timm model `name` with its convolutions replaced, and the report of what was.
@@ -48,12 +47,13 @@ def build(
     squeeze-and-excitation behind each replaced convolution; where a network has its own places for it, as those of the
     zoo, they are asked for by `model_args`. `init` is the scheme for fresh layers (see `ops.init`).
 
-    `weights` is a local checkpoint: of a run of this project, a plain state dict, {"state_dict": ...}, or safetensors.
-    If its keys are those of the network with the operator in place, it is loaded there; otherwise it is loaded into
-    the network as timm builds it, and the replaced layers take their weights from that.
+    `weights` is a checkpoint, a file or a URL (see `weights.locate`, with `weights_sha256`): of a run of this project,
+    a plain state dict, {"state_dict": ...}, or safetensors. If its keys are those of the network as timm builds it, or
+    become them by timm's own reader, as those of torchvision do, it is loaded there, and the replaced layers take
+    their weights from that. Otherwise they must be those of the network with the operator in place.
 
     Raises ConvReproError for an unknown name, arguments that the model rejects, a checkpoint that is missing, not
-    readable or of another network, and as `surgery.replace_convs` does.
+    readable, of another digest or of another network, and as `surgery.replace_convs` does.
     """
     network = _create(name, num_classes, in_chans, model_args or {})
     knobs = {word: value for word, value in conv.items() if word not in ("name", "where")}
@@ -65,15 +65,17 @@ def build(
 
     if weights is None:
         return network, swap(convert=False)
-    content = read_checkpoint(weights)
+    path = locate(weights, weights_sha256)
+    content = read_checkpoint(path)
     _check_settings(weights, content.get("settings"), name, conv)
-    state = _strip(_tensors(content, weights), network)
-    unfit = _differences(network, state)
+    state = unwrapped(state_of(content, weights), network)
+    renamed = _renamed(name, state, network)
+    unfit = differences(network, renamed)
     if not unfit:
-        network.load_state_dict(state)
+        network.load_state_dict(renamed)
         return network, swap(convert=True)
     report = swap(convert=False)
-    unfit_replaced = _differences(network, state)
+    unfit_replaced = differences(network, state)
     if unfit_replaced:
         fewest = min(unfit, unfit_replaced, key=len)
         more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
@@ -102,34 +104,22 @@ def _create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str,
         raise ConvReproError(f"model {name} cannot be built with {words}: {error}") from error
 
 
-def read_checkpoint(path: str | Path) -> Mapping[str, object]:
-    """The content of a checkpoint, on the CPU; nothing in the file is executed.
-
-    Raises ConvReproError where the file is missing or is no checkpoint.
-    """
-    if not Path(path).is_file():
-        raise ConvReproError(f"weights {path} do not exist")
+def _renamed(name: str, state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """`state` in the keys of `network`: as it is where they fit, else by the reader of the module that defines it."""
+    if not differences(network, state):
+        return state
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    reader = next((getattr(module, word) for word in READERS if hasattr(module, word)), None)
+    if reader is None:
+        return state
+    arguments = (dict(state), network)[: len(inspect.signature(reader).parameters)]
     try:
-        if Path(path).suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise ConvReproError(
-            f"weights {path} cannot be read: damaged, not a checkpoint, or holding more than tensors and plain values"
-        ) from error
-    return content if isinstance(content, Mapping) else {}
+        return reader(*arguments)
+    except Exception:  # the readers take their keys for granted, and fail in many ways on those of another network
+        return state
 
 
-def _tensors(content: Mapping[str, object], path: str | Path) -> dict[str, Tensor]:
-    content = content.get("state_dict", content)
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    if not state:
-        raise ConvReproError(f"weights {path} hold no state dict")
-    return state
-
-
-def _check_settings(path: str | Path, settings: object, name: str, conv: Mapping[str, object]) -> None:
+def _check_settings(weights: str, settings: object, name: str, conv: Mapping[str, object]) -> None:
     """Refuse to run a checkpoint of this project with another operator, or other knobs, than it was trained with."""
     if not isinstance(settings, Mapping) or settings["conv"]["name"] == "standard":
         return
@@ -138,24 +128,5 @@ def _check_settings(path: str | Path, settings: object, name: str, conv: Mapping
     for key in {**trained, **given}:
         if given.get(key) != trained.get(key):
             raise ConvReproError(
-                f"weights {path} were trained with {key}={trained.get(key)}, but {key}={given.get(key)} is given"
+                f"weights {weights} were trained with {key}={trained.get(key)}, but {key}={given.get(key)} is given"
             )
-
-
-def _strip(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The network's own keys, without the names of what wrapped it."""
-    own = {name for name, _ in network.named_children()}
-    wrappers = [w for w in WRAPPERS if w.rstrip(".") not in own]
-    while wrapper := next((w for w in wrappers if any(key.startswith(w) for key in state)), None):
-        state = {key.removeprefix(wrapper): value for key, value in state.items() if key.startswith(wrapper)}
-    return state
-
-
-def _differences(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded into the network, one phrase for a key."""
-    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    missing = [f"it lacks {key}" for key in own if key not in state]
-    unknown = [f"{key} is unknown" for key in state if key not in own]
-    shapes = {key: tuple(state[key].shape) for key in own if key in state}
-    changed = [f"{key} is {shape}, not {own[key]}" for key, shape in shapes.items() if shape != own[key]]
-    return missing + unknown + changed

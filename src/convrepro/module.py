@@ -25,6 +25,9 @@ class Classifier(L.LightningModule):
     Randomness in a step (dropout, stochastic rounding) is a function of (seed, step) alone, so that a run resumed at
     any step continues exactly as an unbroken one. `history` holds a dict an epoch and is saved with the checkpoint, as
     are the `settings` (network, operator with its knobs, overrides) that a checkpoint may be used with.
+
+    Operators that say so (`own_decay`) get the recipe's weight decay through the loss, as their `weight_penalty()`, and
+    none from the optimizer on their latents. The loss in the history is the cross-entropy alone.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Classifier(L.LightningModule):
         self.top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes), validate_args=False)
         self._after_step = [m.after_optimizer_step for m in network.modules() if hasattr(m, "after_optimizer_step")]
+        self._decay = recipe["optimizer"]["weight_decay"]
+        self._penalised = [m for m in network.modules() if getattr(m, "own_decay", False)] if self._decay else []
         self._sums = {"train": [0.0, 0], "val": [0.0, 0]}
         self._started = time.monotonic()
 
@@ -55,7 +60,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = build_optimizer(trained, self.recipe)
+        optimizer = build_optimizer(trained, self.recipe, undecayed=[p for m in self._penalised for p in m.latents])
         schedule = build_schedule(optimizer, self.recipe, self.epochs)
         return optimizer if schedule is None else ([optimizer], [{"scheduler": schedule, "interval": "epoch"}])
 
@@ -89,6 +94,8 @@ class Classifier(L.LightningModule):
         images, labels = batch
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe["label_smoothing"])
         self._add("train", loss, len(labels))
+        for operator in self._penalised:
+            loss = loss + self._decay * operator.weight_penalty()
         return loss
 
     def on_validation_epoch_start(self) -> None:

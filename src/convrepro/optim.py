@@ -18,8 +18,12 @@ EPOCH_ARGUMENTS = ("milestones", "step_size", "T_max", "T_0", "total_iters", "de
 TIMM_SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly")
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], recipe: Mapping[str, Any]) -> Optimizer:
-    """The recipe's optimizer over all `parameters` in one group, weight decay on each of them.
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], recipe: Mapping[str, Any], undecayed: Iterable[torch.Tensor] = ()
+) -> Optimizer:
+    """The recipe's optimizer over all `parameters`, weight decay on each of them but those among `undecayed`.
+
+    These are in a second group; without any there is one.
 
     Raises ConvReproError for a name that timm does not know or an argument that the optimizer refuses.
     """
@@ -30,11 +34,16 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], recipe: Mapping[st
         near = difflib.get_close_matches(name, known, n=3)
         raise ConvReproError(f"recipe.optimizer.name={name!r} is not an optimizer of timm; near: {', '.join(near)}")
     arguments = dict(wanted["args"] or {})
+    groups: list[Any] = list(parameters)
+    spared = {id(p) for p in undecayed}
+    if spared:
+        rest = [p for p in groups if id(p) in spared]
+        groups = [{"params": [p for p in groups if id(p) not in spared]}, {"params": rest, "weight_decay": 0.0}]
     if name == "sgd" and not wanted["nesterov"]:
         name = "momentum"  # timm's name for SGD without Nesterov's momentum; its own "sgd" has it
     try:
         return timm.optim.create_optimizer_v2(
-            list(parameters),
+            groups,
             opt=name,
             lr=wanted["lr"],
             momentum=wanted["momentum"],

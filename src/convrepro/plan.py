@@ -53,6 +53,8 @@ def _in_order(table: Table, rows: Sequence[str]) -> list[Row]:
     runnable = {row.id: row for row in table.to_run}
     if not runnable:
         others = sorted({row.same_as for row in table.rows if row.same_as})
+        if not others:
+            raise ConvReproError(f"{table.name} has nothing to train; `convrepro count {table.name}` does all of it")
         raise ConvReproError(f"{table.name} has no runs of its own; its rows are those of {', '.join(others)}")
     unknown = [row for row in rows if row not in runnable]
     if unknown:

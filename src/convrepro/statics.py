@@ -9,8 +9,11 @@ from convrepro import complexity
 from convrepro.config import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.surgery import SurgeryReport
-from convrepro.tables import Table
+from convrepro.tables import Row, Table
 from convrepro.train import build_network
+
+_counted: dict[str, complexity.Count] = {}
+"""The networks counted so far, by what they are built from."""
 
 Statics = dict[str, dict[str, int | Fraction]]
 
@@ -30,22 +33,28 @@ def count_network(cfg: DictConfig) -> str:
 def count_table(table: Table, watch: Callable[[str], None] = lambda row: None) -> Statics:
     """Row id -> metric -> exact value, for each row that is run and each metric that names a counting rule.
 
-    Rows that describe the same network are counted once. Raises ConvReproError naming the row that cannot be built.
+    Raises ConvReproError naming the row that cannot be built.
     """
     rules = {name: metric.count for name, metric in table.metrics.items() if metric.count}
-    counted: dict[str, complexity.Count] = {}
     statics: Statics = {}
     for row in table.rows:
-        if row.quoted:
+        if row.quoted or not rules:
             continue
         watch(row.id)
         try:
-            cfg = compose_config(table.overrides(row))
-            cfg.weights = None
-            key = repr((cfg.model, cfg.model_args, cfg.conv, cfg.se_reduction, cfg.data.name))
-            if key not in counted:
-                counted[key] = count(cfg)[0]
+            counted = row_count(table, row)
         except ConvReproError as error:
             raise ConvReproError(f"{table.name}, row {row.id}: {error}") from error
-        statics[row.id] = {name: complexity.RULES[rule].function(counted[key]) for name, rule in rules.items()}
+        statics[row.id] = {name: counted.total(rule) for name, rule in rules.items()}
     return statics
+
+
+def row_count(table: Table, row: Row) -> complexity.Count:
+    """The layers that the row's counts are of; a network is counted once in a process."""
+    cfg = compose_config(table.overrides(row))
+    cfg.weights = None
+    size = (cfg.data.channels, cfg.data.image_size, cfg.data.num_classes)
+    key = repr((cfg.model, cfg.model_args, cfg.conv, cfg.se_reduction, size))
+    if key not in _counted:
+        _counted[key] = count(cfg)[0]
+    return _counted[key].part(row.layers) if row.layers else _counted[key]

@@ -20,6 +20,10 @@ GATES = {"SqueezeExcite", "SqueezeExcitation", "SEModule", "EffectiveSEModule", 
 """Class names of the attention that may stand between a depthwise and its pointwise convolution, and stays."""
 
 
+class NothingToReplace(ConvReproError):
+    """A rule that selects no layer of a model."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """Which layers a paper replaces: those of some kinds, or the depthwise-pointwise pairs."""
@@ -101,8 +105,9 @@ def replace_convs(
     Not replaced, and reported as kept: variants of `nn.Conv2d` and `nn.Linear` that are classes of their own, and
     layers whose parent reads their weight itself.
 
-    Raises ConvReproError for an unknown operator, rule or knob; where nothing matches; with the layer's name where the
-    operator refuses it; and where `convert` has no meaning. The model is then as it was before.
+    Raises NothingToReplace where the rule selects no layer. Raises ConvReproError for an unknown operator, rule or
+    knob; where every layer that the rule selects has to be kept; with the layer's name where the operator refuses it;
+    and where `convert` has no meaning. The model is then as it was before.
     """
     rule = _choose(WHERE, where, "where rule")
     _check_knobs(operator, _choose(OPERATORS, operator, "operator"), knobs or {})
@@ -115,12 +120,12 @@ def replace_convs(
             "are dropped; start without weights, or from those of the replaced network"
         )
 
-    kinds = _kinds(model)
+    kinds = layer_kinds(model)
     sites = _select(model, rule, kinds, linear=operator in LINEAR_OPERATORS)
     refused = {site.name: reason for site in sites if (reason := _refusal(model, site))}
     sites = [site for site in sites if site.name not in refused]
     if not sites:
-        raise ConvReproError(_nothing(model, where, kinds, refused))
+        raise (ConvReproError if refused else NothingToReplace)(_nothing(model, where, kinds, refused))
 
     memory_format = _memory_format(model)
     fresh = {}
@@ -162,7 +167,7 @@ def _check_knobs(name: str, operator: type[nn.Module], knobs: Mapping[str, objec
         raise ConvReproError(f"operator {name} has no knob {unknown[0]!r}; valid: {', '.join(valid) or 'none'}")
 
 
-def _kinds(model: nn.Module) -> dict[str, str]:
+def layer_kinds(model: nn.Module) -> dict[str, str]:
     """The kind of each convolution and linear layer, by name, in the order of the model."""
     kinds: dict[str, str] = {}
     for name, layer in model.named_modules():

@@ -24,6 +24,7 @@ from convrepro.module import Classifier
 from convrepro.progress import EpochLine, bar
 from convrepro.result import FILE, LAST, SCHEMA, read_result, write_json
 from convrepro.tracking import RunLogger, build_logger, summary
+from convrepro.weights import is_url, read_checkpoint
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = r".*does not have many workers.*|.*exists and is not empty.*|.*LeafSpec.*|.*smaller than the logging interval.*"
@@ -80,6 +81,7 @@ def build_network(cfg: DictConfig) -> tuple[torch.nn.Module, Any]:
         se_reduction=cfg.se_reduction,
         init=cfg.recipe.init,
         weights=cfg.weights,
+        weights_sha256=cfg.weights_sha256,
         model_args=_plain(cfg.model_args),
     )
 
@@ -203,15 +205,15 @@ def _checkpoints(folder: Path, steps: int | None) -> list[Callback]:
 def _execute(
     cfg: DictConfig, trainer: L.Trainer, module: Classifier, data: ImageData, folder: Path, echo: Callable[[str], None]
 ) -> None:
-    if not cfg.train:
-        trainer.validate(module, data, verbose=False)
-        return
-    checkpoint = _resumable(folder / LAST, module.settings)
+    checkpoint = _resumable(folder / LAST, module.settings) if cfg.train else None
     if checkpoint:
         echo(f"resumes from {checkpoint}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=NOISE)
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        if cfg.train:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        else:
+            trainer.validate(module, data, verbose=False)
     if trainer.interrupted:
         raise KeyboardInterrupt
 
@@ -221,7 +223,7 @@ def _resumable(path: Path, settings: dict[str, Any]) -> Path | None:
     if not path.exists():
         return None
     try:
-        saved = models.read_checkpoint(path)["settings"]
+        saved = read_checkpoint(path)["settings"]
     except (ConvReproError, KeyError) as error:
         raise ConvReproError(f"{path} is no checkpoint to continue from ({error}); delete it to start anew") from error
     if saved != settings:
@@ -240,8 +242,8 @@ def _metrics(module: Classifier) -> dict[str, dict[str, float]]:
 
 
 def _recorded(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """The overrides that define the result; a row's starting weights are named by its table, not by a path."""
-    return [o for o in scientific(overrides) if not (cfg.table and o.startswith("weights="))]
+    """The overrides that define the result; starting weights from another row are named by the table, not by a path."""
+    return [o for o in scientific(overrides) if not (cfg.table and o.startswith("weights=") and not is_url(o))]
 
 
 def _same_run(

@@ -14,7 +14,16 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from convrepro.complexity.tracing import CONV_OUTPUTS, OPERATOR, Trace, blank_image, counting_form, trace
+from convrepro.complexity.tracing import (
+    ADDITIONS,
+    CONV_OUTPUTS,
+    OPERATOR,
+    SCALINGS,
+    Trace,
+    blank_image,
+    counting_form,
+    trace,
+)
 from convrepro.counting_rules import MULTIPLYING, Count, LayerCount
 from convrepro.errors import ConvReproError
 from convrepro.ops import LINEAR_OPERATORS, ConvOperator
@@ -45,6 +54,8 @@ _KINDS = {
     "grid_sampler": "resize",
 }
 """Kind of layer by the operation that fvcore counted."""
+
+_STATISTICS = ("running_mean", "running_var")
 
 _PROMISES = ("dense_macs", "scaled_bias", "multiplications", "shifts")
 """Fields of `LayerCount` that an operator itself knows."""
@@ -95,7 +106,7 @@ def _count(traced: Trace, input_size: tuple[int, int, int]) -> Count:
 def _layer_counts(traced: Trace, name: str, counted: set[nn.Parameter]) -> list[LayerCount]:
     """The layer of a module, and one for each further kind of operation in it; adds its parameters to `counted`."""
     module, operations = traced.layers[name], Counter(traced.operations[name])
-    conv_outputs = operations.pop(CONV_OUTPUTS, 0)
+    conv_outputs, additions, scalings = (operations.pop(key, 0) for key in (CONV_OUTPUTS, ADDITIONS, SCALINGS))
     macs: Counter[str] = Counter()
     for operation, number in operations.items():
         macs[_KINDS[operation]] += number
@@ -116,6 +127,8 @@ def _layer_counts(traced: Trace, name: str, counted: set[nn.Parameter]) -> list[
         for kind, number in {main: macs.pop(main, 0), **macs}.items()
     ]
     layers[0] = _describe(layers[0], traced, counted)
+    if not isinstance(module, OPERATOR):
+        layers[0] = replace(layers[0], additions=additions, scalings=scalings)
     return layers
 
 
@@ -135,8 +148,10 @@ def _describe(layer: LayerCount, traced: Trace, counted: set[nn.Parameter]) -> L
         "bias": any(key.endswith("bias") for key in parameters),
         "calls": len(traced.outputs[layer.name]),
         "params": sum(p.numel() for p in fresh.values()),
-        "weight_bits": 32 * sum(p.numel() for key, p in fresh.items() if not key.endswith("bias")),
+        "weights": sum(p.numel() for key, p in fresh.items() if not key.endswith("bias")),
+        "statistics": sum(b.numel() for key, b in module.named_buffers(recurse=False) if key in _STATISTICS),
     }
+    facts["weight_bits"] = 32 * facts["weights"]
     if facts["calls"] and (facts["kernel"] or layer.kind == "linear"):
         _, facts["out_h"], facts["out_w"] = traced.positions(layer.name)[-1]
     if is_operator:

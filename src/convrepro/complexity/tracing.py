@@ -27,9 +27,9 @@ OPERATOR = (ConvOperator, *LINEAR_OPERATORS.values())
 
 _FREE = {
     "arithmetic on single elements": """
-        __or__ __xor__ abs add addcdiv addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift
+        __or__ __xor__ abs addcdiv addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift
         bitwise_xor ceil clamp_max clamp_min clone cos cumsum div erf exp exp2 expm1 floor floor_divide fmod
-        frac frexp heaviside ldexp log log10 log1p log2 maximum minimum mul nan_to_num neg pow reciprocal
+        frac frexp heaviside index_add ldexp log log10 log1p log2 maximum minimum nan_to_num neg pow reciprocal
         remainder round rsqrt rsub sgn sign sin sqrt square sub tan trunc where""",
     "activations": """
         celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax mish prelu relu6
@@ -51,8 +51,9 @@ _FREE = {
 FREE_OPERATIONS = frozenset(name for names in _FREE.values() for name in names.split())
 """ATen operations that hold no multiply-accumulate, in place or not, besides those that fvcore itself ignores."""
 
-CONV_OUTPUTS = "conv_outputs"
-"""Counted beside the multiply-accumulates: output elements of convolutions."""
+CONV_OUTPUTS, ADDITIONS, SCALINGS = "conv_outputs", "additions", "scalings"
+"""Counted beside the multiply-accumulates: output elements of convolutions, of sums of two tensors of one shape, and of
+products of feature maps with one factor for each channel."""
 
 Shape = tuple[int, ...]
 
@@ -63,7 +64,8 @@ class Trace:
 
     Attributes:
         layers: the modules by name, each once, without those inside an operator.
-        operations: what fvcore counted in each module itself (an operator: with what it contains), by operation.
+        operations: what fvcore counted in each module itself (an operator: with what it contains), by operation;
+            besides, `CONV_OUTPUTS`, `ADDITIONS` and `SCALINGS`.
         outputs: shape of the output tensor of each call.
     """
 
@@ -210,6 +212,20 @@ def _convolution(inputs: list, outputs: list) -> Counter[str]:
     return Counter({"conv": macs, CONV_OUTPUTS: math.prod(shape)})
 
 
+def _add(inputs: list, outputs: list) -> Counter[str]:
+    """Residual additions; a number, a bias or another broadcast term is no residual, nor is arithmetic on sizes."""
+    first, second = get_shape(inputs[0]), get_shape(inputs[1])
+    return Counter({ADDITIONS: math.prod(first)}) if first == second and first else Counter()
+
+
+def _mul(inputs: list, outputs: list) -> Counter[str]:
+    """Products of feature maps (B, C, ...) with factors (B, C, 1, ...), in either order."""
+    shape = get_shape(outputs[0]) or []
+    per_channel = [*shape[:2], *[1] * len(shape[2:])]
+    scaled = len(shape) > 2 and per_channel in (get_shape(inputs[0]), get_shape(inputs[1]))
+    return Counter({SCALINGS: math.prod(shape)}) if scaled else Counter()
+
+
 def _matmul(inputs: list, outputs: list) -> int:
     return math.prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
 
@@ -233,6 +249,10 @@ def _attention(inputs: list, outputs: list) -> int:
 _HANDLES = {
     "aten::_convolution": _convolution,
     "aten::_convolution_mode": _convolution,
+    "aten::add": _add,
+    "aten::add_": _add,
+    "aten::mul": _mul,
+    "aten::mul_": _mul,
     "aten::matmul": _matmul,
     "aten::mm": _matmul,
     "aten::bmm": _matmul,

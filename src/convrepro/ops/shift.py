@@ -133,6 +133,22 @@ class ShiftOperator(nn.Module):
         if self.clamp_latent and not self.frozen:
             self.quantizer.clamp_(*self.latents)
 
+    @property
+    def own_decay(self) -> bool:
+        """Whether weight decay is of the weight that the latents stand for, not of the latents: that of PS.
+
+        Trainers then add the decay times `weight_penalty()` to the loss, and let the optimizer decay no latent.
+        """
+        return self.variant == "ps"
+
+    def weight_penalty(self) -> Tensor:
+        """Half the sum of the squares of 2^P, with P as it is stored: not rounded, whatever the sign. For PS only.
+
+        This is the authors' published code; their text has (2^P S)^2, in which a weight of 0 does not count.
+        """
+        shift, _ = self.latents
+        return torch.exp2(2 * shift).sum() / 2
+
     def macs(self, out_h: int = 1, out_w: int = 1) -> int:
         """Shift-and-add operations for one image with out_h x out_w output positions: the MACs of the float layer."""
         return out_h * out_w * self.latents[0].numel()

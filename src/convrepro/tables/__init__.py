@@ -2,7 +2,23 @@
 
 from convrepro.tables.load import list_papers, list_tables, load_table
 from convrepro.tables.render import render_proxies, render_scoreboard, render_table
-from convrepro.tables.schema import Claim, Counted, Metric, Published, Reduction, Row, Source, Table, Trained, settings
+from convrepro.tables.schema import (
+    CAUSES,
+    UNITS,
+    Claim,
+    Counted,
+    Metric,
+    NotMeasured,
+    Published,
+    Reduction,
+    Relative,
+    Row,
+    Share,
+    Source,
+    Table,
+    Trained,
+    settings,
+)
 from convrepro.tables.verdict import (
     Cell,
     ClaimVerdict,
@@ -13,21 +29,27 @@ from convrepro.tables.verdict import (
     judge,
     judge_claim,
     measured,
+    percentage,
     row_verdict,
     standing,
     tally,
 )
 
 __all__ = [
+    "CAUSES",
+    "UNITS",
     "Cell",
     "Claim",
     "ClaimVerdict",
     "Counted",
     "Metric",
+    "NotMeasured",
     "Published",
     "Reduction",
+    "Relative",
     "Results",
     "Row",
+    "Share",
     "Source",
     "Statics",
     "Table",
@@ -40,6 +62,7 @@ __all__ = [
     "list_tables",
     "load_table",
     "measured",
+    "percentage",
     "render_proxies",
     "render_scoreboard",
     "render_table",

@@ -15,7 +15,8 @@ import yaml
 
 from convrepro.errors import ConvReproError
 from convrepro.paths import REPRODUCTIONS
-from convrepro.tables.schema import Row, Table, fail, parse_table
+from convrepro.tables.parse import fail, parse_table
+from convrepro.tables.schema import Row, Table, settings
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -73,15 +74,18 @@ def _read(name: str, root: Path) -> Table:
 
 
 def _resolve(row: Row, table: Table, root: Path) -> Row:
-    """The row with the overrides of the one that it is the same as."""
+    """The row with the overrides of the one that it is the same as, the other table's base among them."""
     place = f"{root.name}/{table.name}.yaml: row {row.id!r}: `same_as: {row.same_as}`"
     other_name, _, other_id = row.same_as.rpartition("/")
     other = _read(other_name, root)
     target = other.row(other_id)
     if target.quoted or target.same_as:
         fail(place, "names a row without runs of its own")
-    if (other.base, other.seeds) != (table.base, table.seeds):
-        fail(place, "names a row with another base or other seeds")
+    if other.seeds != table.seeds:
+        fail(place, "names a row with other seeds")
     if target.weights_from:
         fail(place, "names a row that starts from another's weights")
-    return replace(row, overrides=target.overrides)
+    overrides = other.overrides(target)
+    if added := settings(table.base).keys() - settings(overrides).keys():
+        fail(place, f"names a row that has no {', '.join(sorted(added))}, which this table's base gives")
+    return replace(row, overrides=target.overrides if other.base == table.base else overrides)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from convrepro.errors import ConvReproError
-from convrepro.tables.schema import Claim, Row, Source, Table, Trained
+from convrepro.tables.schema import Claim, Metric, NotMeasured, Row, Source, Table, Trained
 from convrepro.tables.verdict import (
     NONE,
     Cell,
@@ -61,6 +61,12 @@ def _delta(cell: Cell) -> str:
     return f"({cell.delta})" if cell.delta and recalled else cell.delta
 
 
+def _titles(metric: Metric, published: bool) -> tuple[str, ...]:
+    if isinstance(metric, NotMeasured):
+        return ("paper",)
+    return ("paper", "ours", "Δ") if published else ("ours",)
+
+
 def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Results) -> Grid:
     """Header cells as (metric, title), and the lines; a metric without any published value shows ours alone.
 
@@ -71,7 +77,7 @@ def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Resul
     for name, published in names.items():
         unit = table.metrics[name].unit
         group = name if unit == "1" else f"{name} ({unit})"
-        header += [(group, title) for title in (("paper", "ours", "Δ") if published else ("ours",))]
+        header += [(group, title) for title in _titles(table.metrics[name], published)]
     lines = []
     for row in table.rows:
         if row.quoted and not row.published.keys() & names:
@@ -79,8 +85,8 @@ def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Resul
         cells = {name: judge(table, row, table.metrics[name], statics, results) for name in names}
         line = [row.label]
         for name, cell in cells.items():
-            texts = (_published(cell), _ours(cell), _delta(cell))
-            line += texts if names[name] else texts[1:2]
+            texts = {"paper": _published(cell), "ours": _ours(cell), "Δ": _delta(cell)}
+            line += [texts[title] for title in _titles(table.metrics[name], names[name])]
         lines.append([*line, row_verdict(table, row, cells)])
     return [*header, ("", "verdict")], lines
 
@@ -113,7 +119,8 @@ def _legend(lines: Iterable[Sequence[str]]) -> list[str]:
 def describe_source(source: Source) -> str:
     """`hetconv (arXiv 1903.04120), table 1`."""
     number = f"table {source.table}" if isinstance(source.table, int) else source.table
-    return f"{source.paper} (arXiv {source.arxiv}{source.version}), {number}"
+    where = f" (arXiv {source.arxiv}{source.version})" if source.arxiv else ""
+    return f"{source.paper}{where}, {number}"
 
 
 def _remarks(table: Table) -> dict[str, list[str]]:
@@ -122,21 +129,25 @@ def _remarks(table: Table) -> dict[str, list[str]]:
     def of(word: str) -> list[str]:
         return [f"{row.label}: {getattr(row, word).strip()}" for row in table.rows if getattr(row, word)]
 
-    details = [
-        f"{row.label}, {name}: {published.note.strip()}"
-        for row in table.rows
-        for name, published in row.published.items()
-        if published.note and name in table.metrics
-    ]
+    def of_values(word: str) -> list[str]:
+        return [
+            f"{row.label}, {name}: {getattr(published, word).strip()}"
+            for row in table.rows
+            for name, published in row.published.items()
+            if getattr(published, word) and name in table.metrics
+        ]
+
     rules: dict[str, list[str]] = {}
     for m in table.metrics.values():
         if isinstance(m, Trained):
             rule = f"within {m.tol} {m.unit}, mean over seeds {list(table.seeds)}, {m.epoch} epoch: {m.why.strip()}"
             rules.setdefault(rule, []).append(m.name)
+    not_measured = [f"{m.name}: {m.not_measured}" for m in table.metrics.values() if isinstance(m, NotMeasured)]
+    contradicted = [f"{claim.text}: {claim.contradicted}" for claim in table.claims if claim.contradicted]
     parts = {
-        "Errata": of("erratum"),
+        "Errata": [*of_values("erratum"), *contradicted],
         "Deviations from the paper": [text.strip() for text in table.deviations],
-        "Notes": [*([table.notes.strip()] if table.notes else []), *of("notes"), *details],
+        "Notes": [*([table.notes.strip()] if table.notes else []), *of("notes"), *of_values("note"), *not_measured],
         "Tolerances": [f"{', '.join(names)} {rule}" for rule, names in rules.items()],
     }
     return {heading: items for heading, items in parts.items() if items}

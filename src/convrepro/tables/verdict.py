@@ -14,7 +14,20 @@ from math import floor, isfinite
 from numbers import Rational
 from statistics import stdev
 
-from convrepro.tables.schema import UNITS, Claim, Counted, Metric, Published, Reduction, Row, Table, Trained, settings
+from convrepro.tables.schema import (
+    UNITS,
+    Claim,
+    Counted,
+    Metric,
+    NotMeasured,
+    Published,
+    Reduction,
+    Relative,
+    Row,
+    Table,
+    Trained,
+    settings,
+)
 
 Statics = Mapping[str, Mapping[str, Rational]]
 Results = Mapping[str, Mapping[int, Mapping]]
@@ -27,7 +40,7 @@ class Cell:
     """One row's standing on one metric.
 
     verdict: `static-ok`, `static-off`, `not counted`; `not run`, `partial`, `reproduced`, `off`; `unverified` where the
-    published value is recalled; `proxy`, `smoke`; `quoted`; `-` where nothing is published.
+    published value is recalled; `proxy`, `smoke`; `quoted` where it is shown only; `-` where nothing is published.
     ours: our figure as the metric prints it, "" where there is none. delta: ours minus published, "" where unknown.
     """
 
@@ -115,16 +128,20 @@ def _samples(table: Table, row: Row, metric: Trained, results: Results) -> tuple
     return next(((level, values) for level, values in found.items() if values), ("", []))
 
 
+def percentage(metric: Relative, of: Counted, value: Fraction, base: Fraction) -> Fraction:
+    """The share or reduction of `value` against `base`, two figures of the metric `of`, as exact or as printed."""
+    if metric.from_ == "printed":
+        value, base = (Fraction(format_exact(v, of.decimals, of.printed)) for v in (value, base))
+    share = 100 * value / base
+    return 100 - share if isinstance(metric, Reduction) else share
+
+
 def count(table: Table, row: Row, metric: Metric, statics: Statics) -> Fraction | None:
     """Our exact figure of a static metric, in its unit."""
-    if isinstance(metric, Reduction):
-        of = table.metrics[metric.reduction_of]
+    if isinstance(metric, Relative):
+        of = table.metrics[metric.of]
         pair = [count(table, r, of, statics) for r in (row, table.row(metric.base_row))]
-        if None in pair:
-            return None
-        if metric.from_ == "printed":
-            pair = [Fraction(format_exact(v, of.decimals, of.printed)) for v in pair]
-        return 100 * (1 - pair[0] / pair[1])
+        return None if None in pair else percentage(metric, of, *pair)
     value = statics.get(row.id, {}).get(metric.name)
     if value is None:
         return None
@@ -138,14 +155,16 @@ def judge(table: Table, row: Row, metric: Metric, statics: Statics, results: Res
     published = row.published.get(metric.name)
     if published is not None and published.value is None:
         published = None
-    if row.quoted:
+    if row.quoted or isinstance(metric, NotMeasured):
         return Cell(published, "quoted" if published else NONE)
     if isinstance(metric, Trained):
+        if row.layers:
+            return Cell(published, NONE)
         return _judge_trained(table, row, metric, published, results)
     return _judge_static(table, row, metric, published, statics)
 
 
-def _judge_static(table: Table, row: Row, metric: Counted | Reduction, published: Published | None, statics) -> Cell:
+def _judge_static(table: Table, row: Row, metric: Counted | Relative, published: Published | None, statics) -> Cell:
     exact = count(table, row, metric, statics)
     if exact is None:
         return Cell(published, "not counted" if published else NONE)
@@ -196,7 +215,7 @@ def row_verdict(table: Table, row: Row, cells: Mapping[str, Cell]) -> str:
     runs = [(n, c.text) for n, c in cells.items() if isinstance(table.metrics[n], Trained) and c.verdict != NONE]
     texts = list(dict.fromkeys(text for _, text in runs))
     words = texts if len(texts) < 2 else [f"{name} {text}" for name, text in runs]
-    counts = {n: c for n, c in cells.items() if not isinstance(table.metrics[n], Trained)}
+    counts = {n: c for n, c in cells.items() if isinstance(table.metrics[n], Counted | Relative)}
     if off := [n for n, c in counts.items() if c.verdict == "static-off"]:
         words.append(f"static-off ({', '.join(off)})")
     else:
@@ -208,7 +227,7 @@ def row_verdict(table: Table, row: Row, cells: Mapping[str, Cell]) -> str:
 
 def _value(table: Table, row: Row, metric: Metric, statics: Statics, results: Results) -> Fraction | None:
     """Our value for a claim: the mean over every seed, or the count; of a quoted row what it prints."""
-    if row.quoted:
+    if row.quoted or isinstance(metric, NotMeasured) or (row.layers and isinstance(metric, Trained)):
         published = row.published.get(metric.name)
         return Fraction(published.value) if published and published.decides else None
     if not isinstance(metric, Trained):
@@ -249,7 +268,7 @@ def tally(table: Table, statics: Statics, results: Results) -> dict[str, dict[st
             continue
         for name, cell in judge_row(table, row, statics, results).items():
             kind = counts["trained" if isinstance(table.metrics[name], Trained) else "static"]
-            if cell.published is not None:
+            if cell.published is not None and cell.verdict not in ("quoted", NONE):
                 kind[cell.verdict] = kind.get(cell.verdict, 0) + 1
     for claim in table.claims:
         verdict = judge_claim(table, claim, statics, results).ours

@@ -1,8 +1,36 @@
 """Networks that timm lacks; importing this package registers them, so that `timm.create_model` builds them."""
 
-from convrepro.zoo import mnist, mobilenet_cifar, resnet_cifar, vgg_cifar
-
-MODELS = tuple(
-    sorted(name for family in (mnist, mobilenet_cifar, resnet_cifar, vgg_cifar) for name in family.default_cfgs)
+from convrepro.zoo import (
+    igcv1,
+    igcv2,
+    igcv3,
+    mnist,
+    mobilenet_v1,
+    mobilenet_v2_cifar,
+    one_conv,
+    resnet_cifar,
+    resnet_stride1x1,
+    se_vgg,
+    shufflenet_v1,
+    torchvision_models,
+    vgg_cifar,
 )
+
+_FAMILIES = (
+    igcv1,
+    igcv2,
+    igcv3,
+    mnist,
+    mobilenet_v1,
+    mobilenet_v2_cifar,
+    one_conv,
+    resnet_cifar,
+    resnet_stride1x1,
+    se_vgg,
+    shufflenet_v1,
+    torchvision_models,
+    vgg_cifar,
+)
+
+MODELS = tuple(sorted(name for family in _FAMILIES for name in family.default_cfgs))
 """The names that the zoo adds to timm's."""

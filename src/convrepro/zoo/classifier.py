@@ -1,14 +1,18 @@
 """What the networks of the zoo share: the methods that timm's tools call, and how they are built and initialised."""
 
 from abc import ABC, abstractmethod
+from typing import TypeVar
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
 from convrepro.ops.init import init_weight_
 from convrepro.ops.squeeze_excite import SqueezeExcite
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class ImageClassifier(nn.Module, ABC):
@@ -109,7 +113,20 @@ def cifar_cfg(first_conv: str) -> dict[str, object]:
     }
 
 
-def build(network: type[ImageClassifier], name: str, pretrained: bool, **kwargs: object) -> ImageClassifier:
+def imagenet_cfg(first_conv: str, classifier: str = "linear") -> dict[str, object]:
+    """timm's description of a network for ImageNet; mean and standard deviation are those of its training images."""
+    return {
+        "input_size": (3, 224, 224),
+        "num_classes": 1000,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": 0.875,
+        "first_conv": first_conv,
+        "classifier": classifier,
+    }
+
+
+def build(network: type[Network], name: str, pretrained: bool, **kwargs: object) -> Network:
     """The `network` that timm registers as `name`; raises ConvReproError if asked for pretrained weights."""
     if pretrained:
         raise ConvReproError(f"pretrained=True: no weights for {name} are published with this project")

@@ -1,11 +1,18 @@
 """ResNet for CIFAR-10: He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016
 (arXiv 1512.03385), section 4.2, with the shortcuts of option A, which have no parameters.
+
+`resnet18_cifar` is the ImageNet network's four stages behind a 3x3 convolution, as DeepShift trains it (arXiv
+1905.13298, version 5). Its authors' code names option B, with 1x1 convolutions, but the blocks keep to option A;
+`shortcut="conv"` gives option B.
 """
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from convrepro.errors import ConvReproError
 from convrepro.zoo.classifier import CifarClassifier, average_pool, build, cifar_cfg, squeeze_excite
 
 
@@ -22,10 +29,23 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
+def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """Option B: a 1x1 convolution and a batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+SHORTCUTS = {"pad": PadShortcut, "conv": conv_shortcut}
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; squeeze-and-excitation, if any, before the addition."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, se_reduction: int | None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, se_reduction: int | None, shortcut: str
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -34,7 +54,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.se = squeeze_excite(out_channels, se_reduction)
         same = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if same else PadShortcut(in_channels, out_channels, stride)
+        self.shortcut = nn.Identity() if same else SHORTCUTS[shortcut](in_channels, out_channels, stride)
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +64,11 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCifar(CifarClassifier):
-    """A 3x3 convolution and three stages of `blocks` basic blocks with 16, 32, 64 channels: 6 * blocks + 2 layers."""
+    """A 3x3 convolution and stages of `blocks` basic blocks, each stage but the first with stride 2.
+
+    Three stages of 16, 32 and 64 channels, unless `widths` says otherwise, make 6 * blocks + 2 layers. `shortcut` is
+    "pad" (option A) or "conv" (option B); raises ConvReproError for another.
+    """
 
     def __init__(
         self,
@@ -53,31 +77,44 @@ class ResNetCifar(CifarClassifier):
         in_chans: int = 3,
         drop_rate: float = 0.0,
         se_reduction: int | None = None,
+        shortcut: str = "pad",
+        widths: Sequence[int] = (16, 32, 64),
     ) -> None:
         super().__init__()
+        if shortcut not in SHORTCUTS:
+            raise ConvReproError(f"shortcut={shortcut!r} is unknown; valid: {', '.join(SHORTCUTS)}")
 
         def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-            first = BasicBlock(in_channels, out_channels, stride, se_reduction)
-            return nn.Sequential(
-                first, *(BasicBlock(out_channels, out_channels, 1, se_reduction) for _ in range(blocks - 1))
-            )
+            first = BasicBlock(in_channels, out_channels, stride, se_reduction, shortcut)
+            others = (BasicBlock(out_channels, out_channels, 1, se_reduction, shortcut) for _ in range(blocks - 1))
+            return nn.Sequential(first, *others)
 
-        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        channels = widths[0]
+        self.conv1 = nn.Conv2d(in_chans, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = nn.ReLU(inplace=True)
-        self.layer1 = stage(16, 16, 1)
-        self.layer2 = stage(16, 32, 2)
-        self.layer3 = stage(32, 64, 2)
+        self.stages = tuple(f"layer{number}" for number in range(1, len(widths) + 1))
+        for name, width in zip(self.stages, widths, strict=True):
+            self.add_module(name, stage(channels, width, 1 if name == "layer1" else 2))
+            channels = width
         self.neck = average_pool()
-        self.finish(64, num_classes, in_chans, drop_rate)
+        self.finish(channels, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, 64, H/4, W/4)."""
+        """Images (B, in_chans, H, W) to feature maps (B, 64, H/4, W/4); `resnet18_cifar`: (B, 512, H/8, W/8)."""
         x = self.act1(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return x
 
 
-default_cfgs = generate_default_cfgs({f"resnet{n}_cifar": cifar_cfg("conv1") for n in (20, 32, 44, 56, 110, 1202)})
+default_cfgs = generate_default_cfgs({f"resnet{n}_cifar": cifar_cfg("conv1") for n in (18, 20, 32, 44, 56, 110, 1202)})
+
+
+@register_model
+def resnet18_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+    """ResNet-18: 11,000,138 parameters; with shortcut="conv" 11,173,962."""
+    return build(ResNetCifar, "resnet18_cifar", pretrained, blocks=2, widths=(64, 128, 256, 512), **kwargs)
 
 
 @register_model

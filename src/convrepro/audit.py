@@ -1,0 +1,215 @@
+"""What the papers print against what their networks cost: every published static value, recounted and explained.
+
+One rule and one rounding belong to a column of a table. Where these do not give the printed digits, every other rule of
+the same kind is tried, with either rounding: the audit tells which one does, or how far the nearest one is.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from convrepro.counting_rules import RULES, Count
+from convrepro.paths import REPRODUCTIONS
+from convrepro.tables import (
+    CAUSES,
+    UNITS,
+    Counted,
+    Published,
+    Relative,
+    Row,
+    Table,
+    format_exact,
+    judge,
+    list_tables,
+    load_table,
+    percentage,
+)
+from convrepro.tables.render import markdown_grid
+
+FILE = "AUDIT.md"
+USUAL = ("macs", "conv_fc", "params")
+"""Counting rules that need no explanation: multiply-accumulates of all layers that have any, and all parameters."""
+
+GROUPS = {
+    "exact": "Exact: the table's rule is a usual one, and rounding gives the printed digits.",
+    "own rule": (
+        "Exact under the paper's own rule: all of the table's column follows one rule or one rounding (cut, not "
+        "rounded) that is not the usual one."
+    ),
+    "convention": (
+        "Printed by another convention than the rest of its column: another rule or rounding gives the printed digits."
+    ),
+    "misprint": "Misprint: the printed digits are wrong; the arithmetic is given.",
+    "unexplained": "Not reproducible from what is public: no rule leads to the printed digits.",
+    "recalled": "Recalled: known only from recollection, so that a difference would say nothing about the paper.",
+    "not checkable": "Not checkable here: another work's network, which the table quotes.",
+}
+"""What the audit says of a value, and what that means."""
+
+CountRow = Callable[[Table, Row], Count]
+Static = Counted | Relative
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One published static value: ours as the metric prints it ("" where not counted), and what was found."""
+
+    table: Table
+    row: Row
+    metric: Static
+    published: Published
+    group: str
+    ours: str = ""
+    nearest: str = ""
+
+
+def audit(tables: list[Table], count_row: CountRow) -> list[Finding]:
+    """All findings, in the order of the tables, their rows and their columns.
+
+    `count_row(table, row)` gives the layers that the row's counts are of.
+    """
+    return [finding for table in tables for row in table.rows for finding in _row(table, row, count_row)]
+
+
+def _row(table: Table, row: Row, count_row: CountRow) -> Iterator[Finding]:
+    for name, published in row.published.items():
+        metric = table.metrics[name]
+        if isinstance(metric, Static) and published.value is not None:
+            yield _examine(table, row, metric, published, count_row)
+
+
+def _examine(table: Table, row: Row, metric: Static, published: Published, count_row: CountRow) -> Finding:
+    facts = (table, row, metric, published)
+    if row.quoted:
+        return Finding(*facts, "not checkable" if published.decides else "recalled")
+    counted = table.metrics[metric.of] if isinstance(metric, Relative) else metric
+    needed = {row.id, metric.base_row} if isinstance(metric, Relative) else {row.id}
+    recount = _Recount(metric, counted, row.id, {r.id: count_row(table, r) for r in table.rows if r.id in needed})
+    statics = {id_: {counted.name: count.total(counted.count)} for id_, count in recount.counts.items()}
+    cell = judge(table, row, metric, statics, {})
+    if not published.decides:
+        return Finding(*facts, "recalled", cell.ours)
+    if cell.verdict == "static-ok":
+        return Finding(*facts, "exact" if recount.is_usual() else "own rule", cell.ours)
+    return Finding(*facts, published.cause or "unexplained", cell.ours, recount.nearest(published))
+
+
+@dataclass(frozen=True)
+class _Recount:
+    """A value's figures by other rules: `counts` are of its row and, for a percentage, of the base row."""
+
+    metric: Static
+    counted: Counted
+    row_id: str
+    counts: dict[str, Count]
+
+    def exact(self, rule: str) -> Fraction | None:
+        """The exact figure in the metric's unit; None for a percentage of nothing."""
+        values = {id_: Fraction(count.total(rule)) / UNITS[self.counted.unit] for id_, count in self.counts.items()}
+        if not isinstance(self.metric, Relative):
+            return values[self.row_id]
+        base = values[self.metric.base_row]
+        return percentage(self.metric, self.counted, values[self.row_id], base) if base else None
+
+    def is_usual(self) -> bool:
+        """Whether the table's rule is a usual one and rounding gives the same digits as the table's rounding."""
+        exact, metric = self.exact(self.counted.count), self.metric
+        rounded, printed = (format_exact(exact, metric.decimals, how) for how in ("round", metric.printed))
+        return self.counted.count in USUAL and rounded == printed
+
+    def nearest(self, published: Published) -> str:
+        """The rules and roundings that give the printed digits; where none does, the nearest with its distance."""
+        wanted = Fraction(published.value)
+        fits: list[str] = []
+        figures: dict[str, Fraction] = {}
+        for rule, of in ((name, rule.of) for name, rule in RULES.items()):
+            exact = self.exact(rule) if of == RULES[self.counted.count].of else None
+            if exact is None:
+                continue
+            figures[rule] = exact
+            words = [
+                word
+                for printed, word in (("round", "rounded"), ("floor", "cut"))
+                if wanted in map(Fraction, _printings(exact, self.metric.decimals, printed, published))
+            ]
+            fits += [f"{rule} {' or '.join(words)}"] if words else []
+        if fits:
+            return "; ".join(fits)
+        rule, exact = min(figures.items(), key=lambda figure: abs(figure[1] - wanted))
+        distance = f" ({float(100 * (exact - wanted) / wanted):+.2f} %)" if wanted else ""
+        return f"nearest: {rule}, {format_exact(exact, self.metric.decimals, 'round')}{distance}"
+
+
+def _printings(exact: Fraction, decimals: int, printed: str, published: Published) -> Iterator[str]:
+    """`exact` as printed, also to fewer decimals or to the hundreds, say, where the published number is so coarse."""
+    text = str(published.value)
+    yield format_exact(exact, decimals, printed)
+    yield format_exact(exact, len(text.partition(".")[2]), printed)
+    zeros = len(text) - len(text.rstrip("0")) if "." not in text else 0
+    if zeros:
+        yield format_exact(exact / 10**zeros, 0, printed) + "0" * zeros
+
+
+def write_audit(count_row: CountRow, root: Path = REPRODUCTIONS) -> Path:
+    """Write AUDIT.md under `root`, of all tables there; returns its path."""
+    findings = audit([load_table(name, root) for name in list_tables(root)], count_row)
+    path = root / FILE
+    path.write_text(render_audit(findings), encoding="utf-8")
+    return path
+
+
+def render_audit(findings: list[Finding]) -> str:
+    """The audit as a markdown page: totals first, then a section for each group."""
+    parts = [
+        "# What the papers print, and what their networks cost",
+        "Every published value that needs no training (multiply-accumulates, parameters, sizes, percentages of these), "
+        "recounted from the networks of this project. Written by `convrepro report --audit`; sources and confidence of "
+        "the published values, and the definitions of the rules, are in the tables and `convrepro/counting_rules.py`.",
+        "\n".join(_totals(findings)),
+    ]
+    for group, meaning in GROUPS.items():
+        members = [finding for finding in findings if finding.group == group]
+        if members:
+            parts += [f"## {meaning.split(':')[0]} ({len(members)})", meaning, "\n".join(_lines(members, group))]
+    rules = "\n".join(f"- `{name}`: {rule.description}" for name, rule in RULES.items())
+    return "\n\n".join([*parts, "## Counting rules", rules]) + "\n"
+
+
+def _totals(findings: list[Finding]) -> list[str]:
+    groups = [group for group in GROUPS if any(f.group == group for f in findings)]
+    papers = list(dict.fromkeys(finding.table.source.paper for finding in findings))
+    numbers = Counter((finding.table.source.paper, finding.group) for finding in findings)
+    lines = [[paper, *(str(numbers[paper, g]) for g in groups)] for paper in papers]
+    sums = ["all", *(str(sum(numbers[paper, g] for paper in papers)) for g in groups)]
+    total = [str(sum(map(int, line[1:]))) for line in (*lines, sums)]
+    header = [("", "paper"), *(("", group) for group in groups), ("", "values")]
+    return markdown_grid((header, [[*line, number] for line, number in zip((*lines, sums), total, strict=True)]))
+
+
+def _lines(findings: list[Finding], group: str) -> list[str]:
+    explained = group in CAUSES
+    header = [("", "table, row"), ("", "value"), ("", "paper"), ("", "ours"), ("", "rule"), ("", "confidence")]
+    header += [("", "with other rules"), ("", "why")] if explained else []
+
+    def line(finding: Finding) -> list[str]:
+        cells = [
+            f"`{finding.table.name}`, {finding.row.label}",
+            f"{finding.metric.name} ({finding.metric.unit})" if finding.metric.unit != "1" else finding.metric.name,
+            str(finding.published.value),
+            finding.ours or "-",
+            _rule(finding),
+            finding.published.confidence,
+        ]
+        return cells + [finding.nearest, " ".join(finding.published.erratum.split())] * explained
+
+    return markdown_grid((header, [line(finding) for finding in findings]))
+
+
+def _rule(finding: Finding) -> str:
+    metric = finding.metric
+    counted = finding.table.metrics[metric.of] if isinstance(metric, Relative) else metric
+    how = {"floor": "cut", "round": "rounded"}[metric.printed]
+    of = f"% of {counted.count} ({metric.from_} figures)" if isinstance(metric, Relative) else counted.count
+    return f"{of}, {how}"

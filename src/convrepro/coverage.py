@@ -1,0 +1,279 @@
+"""Puts every operator into a network of each family, and tells what works, what is refused and why, and what breaks.
+
+A walk writes its record after each cell, so that a broken walk continues; what a record holds: `coverage_record`.
+"""
+
+import hashlib
+import json
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import nn
+
+from convrepro import complexity, environment, models
+from convrepro.config import choices, compose_config
+from convrepro.coverage_record import (
+    CRASH,
+    NOTHING,
+    RECORD,
+    REFUSED,
+    WORKS,
+    Cell,
+    Record,
+    new_record,
+    read_record,
+    write_page,
+    write_record,
+)
+from convrepro.errors import ConvReproError
+from convrepro.ops import OPERATORS
+from convrepro.surgery import NothingToReplace, layer_kinds
+
+PATIENCE = 1800
+"""Seconds after which a cell counts as hanging."""
+
+CLASSES = 10
+SMALL = 64
+"""Height and width of the images for a network that takes any size; tried before its own default size."""
+LARGE = 512
+"""Height of the images above which training a network would need more memory than a small machine has."""
+
+Operators = dict[str, dict[str, Any]]
+
+
+class TrainingError(Exception):
+    """A network that runs but does not train; the message names the parameter."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A network as timm builds it: the image size (C, H, W) at which it trains, its parameters and MACs there.
+
+    `trained` names the convolutions and linear layers of which each parameter gets a finite gradient.
+    """
+
+    input_size: tuple[int, int, int]
+    params: int
+    macs: int
+    trained: frozenset[str]
+
+
+def operators(names: Sequence[str] = ()) -> Operators:
+    """The files of `conf/conv` called `names` (all where empty); raises ConvReproError for an unknown name."""
+    return {name: OmegaConf.to_container(compose_config([f"conv={name}"]).conv) for name in names or choices("conv")}
+
+
+def families() -> dict[str, list[str]]:
+    """The networks of each family: what one module of timm or of the zoo defines, but for those of timm's own tests."""
+    found: dict[str, list[str]] = {}
+    for name in (name for name in models.list_models() if not name.startswith("test_")):
+        found.setdefault(_family(name), []).append(name)
+    return dict(sorted(found.items()))
+
+
+def _family(name: str) -> str:
+    return timm.models.model_entrypoint(name).__module__.removeprefix("timm.models.").removeprefix("convrepro.")
+
+
+def smallest(names: Iterable[str]) -> str:
+    """The network with the fewest parameters, of those with a dense KxK convolution after the first if there are any.
+
+    One that takes large images only comes last. The networks are built without memory for their weights.
+    """
+
+    def rank(name: str) -> tuple[bool, bool, int, str]:
+        with torch.device("meta"):
+            network = timm.create_model(name, num_classes=CLASSES)
+        large = _input_sizes(network)[0][1] > LARGE
+        return large, "dense kxk" not in layer_kinds(network).values(), _parameters(network), name
+
+    return min(names, key=rank)
+
+
+def cover(
+    patterns: Sequence[str], configs: Operators, path: Path = RECORD, tell: Callable[[str], None] = print
+) -> Record:
+    """Walk networks x operators, write the record to `path` and its page beside it, and return the record.
+
+    The networks are those whose names match one of `patterns`, or where there is none the smallest of each family;
+    the operators are those of `configs`. Cells that `path` already holds from this commit, these versions and this
+    processor are kept, unless they crashed.
+
+    Raises ConvReproError for a pattern that nothing matches, and where `path` is no record.
+    """
+    matching = _matching(patterns)
+    record = read_record(path) if path.exists() else new_record()
+    key = _enter_environment(record)
+    _enter_operators(record, configs)
+    names = matching or _members(record, path, tell)
+    if not patterns:
+        record["networks"] = {name: entry for name, entry in record["networks"].items() if name in names}
+    for name in names:
+        entry = record["networks"].setdefault(name, {"family": _family(name), "cells": {}})
+        todo = {conv: config for conv, config in configs.items() if not _is_current(entry["cells"].get(conv), key)}
+        for conv, cell in _walk(name, entry, todo):
+            entry["cells"][conv] = cell | {"environment": key}
+            write_record(path, record)
+            tell(f"{name:32} {conv:14} {_told(cell, entry)}")
+    write_record(path, record)
+    write_page(path)
+    return record
+
+
+def _matching(patterns: Sequence[str]) -> list[str]:
+    for pattern in patterns:
+        if not models.list_models(pattern):
+            raise ConvReproError(f"--models {pattern} matches no model; `convrepro list models` names them")
+    return sorted({name for pattern in patterns for name in models.list_models(pattern)})
+
+
+def _enter_environment(record: Record) -> str:
+    """Put this environment into the record; returns its key."""
+    told = environment.describe("cpu", "32-true")
+    here = {word: told[word] for word in ("commit", "dirty", "versions", "device")}
+    key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:6]
+    record["environments"][key] = here | {"date": datetime.now(UTC).date().isoformat()}
+    return key
+
+
+def _enter_operators(record: Record, configs: Operators) -> None:
+    """Put `configs` into the record, and drop operators that are gone and cells under another configuration."""
+    known = {conv: config for conv, config in record["operators"].items() if config["name"] in OPERATORS}
+    record["operators"] = known | configs
+    current = {conv for conv, config in known.items() if config == configs.get(conv, config)}
+    for entry in record["networks"].values():
+        entry["cells"] = {conv: cell for conv, cell in entry["cells"].items() if conv in current}
+
+
+def _members(record: Record, path: Path, tell: Callable[[str], None]) -> list[str]:
+    """The smallest network of each family; the record keeps those of timm, which take minutes to find."""
+    groups = families()
+    known = record["smallest"] if record["timm"] == timm.__version__ else {}
+    chosen = {f: name for f, name in known.items() if name in groups.get(f, ()) and not f.startswith("zoo.")}
+    record["timm"], record["smallest"] = timm.__version__, chosen
+    for family in sorted(groups.keys() - chosen.keys()):
+        chosen[family] = smallest(groups[family])
+        write_record(path, record)
+        tell(f"{family}: {chosen[family]} is the smallest of {len(groups[family])}")
+    return [chosen[family] for family in groups]
+
+
+def _is_current(cell: Cell | None, key: str) -> bool:
+    return cell is not None and cell["environment"] == key and cell["outcome"] != CRASH
+
+
+def _walk(name: str, entry: dict[str, Any], configs: Operators) -> Iterator[tuple[str, Cell]]:
+    """The cell of each operator in the network `name`; what the network itself is goes into `entry`."""
+    if not configs:
+        return
+    plain, failure = attempt(lambda: _plain(name))
+    if plain:
+        entry |= {"params": plain.params, "input_size": list(plain.input_size), "macs": plain.macs}
+    for conv, config in configs.items():
+        cell, refusal = (None, failure) if failure else attempt(lambda config=config: _replaced(name, config, plain))
+        yield conv, cell or refusal
+
+
+def attempt(action: Callable[[], Any], patience: int = PATIENCE) -> tuple[Any, Cell | None]:
+    """What `action` returns, and None; or None, and the cell that tells why nothing came of it.
+
+    Whatever is not told as a ConvReproError, and what takes longer than `patience` seconds, is a crash.
+    """
+    try:
+        with _alarm(patience):
+            return action(), None
+    except NothingToReplace:
+        return None, {"outcome": NOTHING}
+    except ConvReproError as error:
+        return None, {"outcome": REFUSED, "reason": str(error)}
+    except Exception as error:
+        return None, {"outcome": CRASH, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+
+
+@contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _plain(name: str) -> Plain:
+    network, _ = models.build(name, conv={"name": "standard", "where": "all"}, num_classes=CLASSES)
+    sizes = _input_sizes(network)
+    for size in sizes:
+        try:
+            _backward(network, size)
+            break
+        except TimeoutError:
+            raise
+        except Exception:
+            if size == sizes[-1]:
+                raise
+    trained = frozenset(layer for layer in layer_kinds(network) if not _untrained(network, layer))
+    network.zero_grad()
+    return Plain(size, _parameters(network), complexity.count(network, size).total("macs"), trained)
+
+
+def _replaced(name: str, config: Mapping[str, Any], plain: Plain) -> Cell:
+    torch.manual_seed(0)
+    network, report = models.build(name, conv=config, num_classes=CLASSES)
+    _backward(network, plain.input_size)
+    for layer in (swap.name for swap in report.replaced if swap.name in plain.trained):
+        if parameter := _untrained(network, layer):
+            raise TrainingError(f"{parameter} has no finite gradient")
+    network.zero_grad()
+    macs = complexity.count(network, plain.input_size).total("macs")
+    return {"outcome": WORKS, "replaced": len(report.replaced), "macs": macs}
+
+
+def _input_sizes(network: nn.Module) -> list[tuple[int, int, int]]:
+    """Sizes at which to try the network: its smallest, or a small one, then its default."""
+    config = network.pretrained_cfg
+    default = tuple(config["input_size"])
+    if config.get("fixed_input_size"):
+        return [default]
+    small = tuple(config.get("min_input_size") or (default[0], SMALL, SMALL))
+    return [small, default] if small[1] < default[1] else [default]
+
+
+def _backward(network: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """One forward and one backward pass in training mode, with two images."""
+    torch.manual_seed(0)
+    network.train().zero_grad()
+    logits = network(torch.randn(2, *input_size))
+    F.cross_entropy(logits, torch.tensor([0, 1])).backward()
+
+
+def _untrained(network: nn.Module, layer: str) -> str | None:
+    """The name of a parameter in `layer` that should have a finite gradient but has none."""
+    for name, parameter in network.get_submodule(layer).named_parameters():
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.isfinite().all()):
+            return f"{layer}.{name}"
+    return None
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _told(cell: Cell, entry: Mapping[str, Any]) -> str:
+    if cell["outcome"] == WORKS:
+        macs = f"{entry['macs'] / 1e6:.2f} M -> {cell['macs'] / 1e6:.2f} M MACs"
+        return f"{WORKS}: {cell['replaced']} layers replaced, {macs}"
+    return ": ".join(cell[word] for word in ("outcome", "reason") if word in cell)

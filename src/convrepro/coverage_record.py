@@ -1,0 +1,136 @@
+"""What is known about operators in networks: the record `reproductions/coverage.json`, and its page.
+
+A record holds the configuration of the `operators`, the `environments` in which cells were obtained, by key, and the
+`networks`: family, parameters, image size (C, H, W), MACs, and for each operator a cell with its `outcome` and its
+environment's key. A cell that `works` has the number of layers `replaced`, and the MACs then; one that is `refused` or
+a `crash` has the `reason`.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convrepro.errors import ConvReproError
+from convrepro.paths import REPRODUCTIONS
+from convrepro.result import write_json
+from convrepro.tables.render import markdown_grid
+
+SCHEMA = 1
+RECORD = REPRODUCTIONS / "coverage.json"
+PAGE = "COVERAGE.md"
+
+OUTCOMES = WORKS, NOTHING, REFUSED, CRASH = "works", "nothing to replace", "refused", "crash"
+
+INTRODUCTION = """# Coverage
+
+Each operator, with the knobs and the rule `where` of its file in `conf/conv`, in a network of each family of timm and
+of this project's zoo: in the smallest that has a dense convolution larger than 1x1 besides its first, if one has.
+`convrepro coverage` builds the network, replaces its layers, lets two random images go forward and back in training
+mode, demands a finite gradient for each parameter of the replaced layers that had one before, and counts the result.
+
+`works (n)`: n layers were replaced; `—`: the operator's rule selects nothing in this network; `refused [n]`: it is told
+in one sentence why not, see Reasons. The numbers of multiply-accumulates are in `coverage.json`."""
+
+Cell = dict[str, Any]
+Record = dict[str, Any]
+
+
+def read_record(path: Path = RECORD) -> Record:
+    """The record in `path`; raises ConvReproError where there is none of this version."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] == SCHEMA:
+            return record
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConvReproError(f"{path} cannot be read as a record of coverage: {error!r}") from error
+    raise ConvReproError(f"{path} is not a record of coverage in this version (schema {SCHEMA}); move it away")
+
+
+def new_record() -> Record:
+    """A record of nothing."""
+    return {"schema": SCHEMA, "timm": None, "smallest": {}, "operators": {}, "environments": {}, "networks": {}}
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write the record in a fixed order, without environments of which no cell is left."""
+    networks = sorted(record["networks"].items(), key=lambda item: (item[1]["family"], item[0]))
+    used = {cell["environment"] for _, cell in _cells(record)}
+    tidy = {
+        "environments": {key: told for key, told in record["environments"].items() if key in used},
+        "operators": dict(sorted(record["operators"].items())),
+        "networks": {name: entry | {"cells": dict(sorted(entry["cells"].items()))} for name, entry in networks},
+    }
+    write_json(path, record | tidy)
+
+
+def crashes(record: Record) -> list[str]:
+    """What broke, one line a cell."""
+    return [
+        f"{name} {conv}: {cell['reason']}"
+        for name, entry in record["networks"].items()
+        for conv, cell in entry["cells"].items()
+        if cell["outcome"] == CRASH
+    ]
+
+
+def _cells(record: Record) -> list[tuple[str, Cell]]:
+    return [(conv, cell) for entry in record["networks"].values() for conv, cell in entry["cells"].items()]
+
+
+def write_page(path: Path = RECORD) -> Path:
+    """Write the page of the record in `path` beside it; returns where."""
+    page = path.with_name(PAGE)
+    page.write_text(render_page(read_record(path)), encoding="utf-8")
+    return page
+
+
+def render_page(record: Record) -> str:
+    """The record as markdown: totals by operator, a line for each network, the reasons, the environments."""
+    outcomes = Counter((conv, cell["outcome"]) for conv, cell in _cells(record))
+    totals = [f"{outcome} {sum(outcomes[conv, outcome] for conv in record['operators'])}" for outcome in OUTCOMES]
+    by_operator = [
+        [conv, config["where"], *(str(outcomes[conv, outcome]) for outcome in OUTCOMES)]
+        for conv, config in record["operators"].items()
+    ]
+    reasons: dict[str, int] = {}
+    by_network = [_line(name, entry, record["operators"], reasons) for name, entry in record["networks"].items()]
+    parts = [
+        INTRODUCTION,
+        f"{len(by_network)} networks, {outcomes.total()} cells: {', '.join(totals)}.",
+        _grid(["operator", "where", *OUTCOMES], by_operator),
+        _grid(["family", "network", "image", *record["operators"]], by_network),
+    ]
+    if reasons:
+        parts += ["## Reasons", "\n".join(f"{number}. {reason}" for reason, number in reasons.items())]
+    environments = [f"- {_described(told)}" for told in record["environments"].values()]
+    return "\n\n".join([*parts, "## Environments", "\n".join(environments)]) + "\n"
+
+
+def _grid(header: Sequence[str], lines: list[list[str]]) -> str:
+    return "\n".join(markdown_grid(([("", word) for word in header], lines)))
+
+
+def _line(name: str, entry: Mapping[str, Any], convs: Iterable[str], reasons: dict[str, int]) -> list[str]:
+    """A network's line; a reason that is new gets the next number, whichever layer it is about."""
+
+    def word(cell: Cell | None) -> str:
+        if cell is None:
+            return ""
+        if cell["outcome"] == WORKS:
+            return f"works ({cell['replaced']})"
+        if "reason" not in cell:
+            return "—"
+        reason = re.sub(r"^layer '[^']*': ", "", cell["reason"])
+        return f"{cell['outcome']} [{reasons.setdefault(reason, len(reasons) + 1)}]"
+
+    size = "x".join(map(str, entry.get("input_size", ())[1:]))
+    return [entry["family"], name, size, *(word(entry["cells"].get(conv)) for conv in convs)]
+
+
+def _described(told: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{package} {told['versions'][package]}" for package in ("python", "torch", "timm", "fvcore"))
+    changes = " with uncommitted changes" if told["dirty"] else ""
+    return f"{told['date']}, commit {told['commit']}{changes}, {versions}, {told['device']}"

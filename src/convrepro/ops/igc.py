@@ -1,0 +1,109 @@
+"""What the interleaved group convolutions share: group convolutions in turn, with permutations of the channels but no
+norm and no activation in between, which together connect every filter to every channel.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convrepro.ops.base import ConvOperator, Pair
+from convrepro.ops.init import init_bias_, init_weight_
+
+FOLDED_GROUPS = 4
+"""Up to so many groups, one dense 1x1 convolution takes less time than permuting the activations (measured on CPU)."""
+
+
+def shuffle(x: Tensor, groups: int, dim: int) -> Tensor:
+    """`F.channel_shuffle` along any dimension of size C: `out[j] = in[(j mod groups) * C/groups + j div groups]`.
+
+    With C/groups in the place of `groups` it is the inverse.
+    """
+    return x.unflatten(dim, (groups, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
+def pointwise(
+    x: Tensor, weight: Tensor, groups: int, bias: Tensor | None = None, before: int = 1, after: int = 1
+) -> Tensor:
+    """A 1x1 group convolution between two channel shuffles, into `before` and `after` groups; `bias` comes last."""
+    if bias is not None:
+        bias = shuffle(bias, bias.shape[0] // after, 0)
+    if before > 1:
+        x = F.channel_shuffle(x, before)
+    x = F.conv2d(x, weight, bias, groups=groups)
+    return F.channel_shuffle(x, after) if after > 1 else x
+
+
+def pointwise_fast(
+    x: Tensor, weight: Tensor, groups: int, bias: Tensor | None = None, before: int = 1, after: int = 1
+) -> Tensor:
+    """As `pointwise`, of few groups the shuffles are folded into a dense weight, with zeros between the groups."""
+    if groups > FOLDED_GROUPS:
+        return pointwise(x, weight, groups, bias, before, after)
+    blocks = torch.diag_embed(weight.unflatten(0, (groups, -1)).flatten(2).movedim(0, -1))
+    dense = blocks.permute(2, 0, 3, 1).flatten(2).flatten(0, 1)
+    dense = shuffle(shuffle(dense, dense.shape[1] // before, 1), after, 0)
+    return F.conv2d(x, dense[..., None, None], bias)
+
+
+class InterleavedConv(ConvOperator):
+    """Base of the interleaved group convolutions, which put a bias, if any, at the end.
+
+    Raises ValueError for groups other than 1, and as `ConvOperator` does.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair | str,
+        dilation: Pair,
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        if groups != 1:
+            raise ValueError(f"groups={groups}: {type(self).__name__} takes the place of a dense convolution; valid: 1")
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        self._factory = {"device": device, "dtype": dtype}
+        self.bias = nn.Parameter(torch.empty(out_channels, **self._factory)) if bias else None
+
+    def _weight(self, filters: int, channels: int, kernel_size: tuple[int, int] = (1, 1)) -> nn.Parameter:
+        """The weight of a group convolution, in the shape that `nn.Conv2d` gives it; not yet drawn."""
+        return nn.Parameter(torch.empty((filters, channels, *kernel_size), **self._factory))
+
+    @abstractmethod
+    def _convolutions(self) -> Sequence[tuple[nn.Parameter, int]]:
+        """Weight and number of groups of each group convolution that has weights, in their order."""
+
+    def reset_parameters(self, init: str = "torch") -> None:
+        """Draw fresh weights (schemes: `ops.init`), each of the group convolutions as one of its own.
+
+        Raises ValueError for an unknown scheme.
+        """
+        for weight, groups in self._convolutions():
+            init_weight_(weight, init, fan_in=weight[0].numel(), fan_out=weight[:, 0].numel() // groups)
+        init_bias_(self.bias, init, fan_in=weight[0].numel())
+
+    def macs(self, out_h: int, out_w: int) -> int:
+        """Multiply-accumulates for one image: one for each weight and output position."""
+        return out_h * out_w * sum(weight.numel() for weight, _ in self._convolutions())
+
+    def _spatial(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """The KxK group convolution, with the operator's stride, padding and dilation."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), self.padding_mode)
+            padding = (0, 0)
+        return F.conv2d(x, weight, None, self.stride, padding, self.dilation, groups)
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of `number`, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]

@@ -1,0 +1,130 @@
+"""Interleaved low-rank group convolutions. Sun, Li, Liu, Wang: "IGCV3: Interleaved Low-Rank Group Convolutions for
+Efficient Deep Neural Networks", BMVC 2018 (arXiv 1806.00178).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convrepro.ops.base import Pair
+from convrepro.ops.igc import InterleavedConv, divisors, pointwise, pointwise_fast, shuffle
+
+
+class IGCV3Conv2d(InterleavedConv):
+    """A 1x1 group convolution to t times the channels, a channel-wise KxK convolution, a 1x1 group convolution; no norm
+    or activation. (The paper's block, which has them, is built of its own in the networks of `zoo.igcv3`.)
+
+    Input (B, C, H, W), output (B, N, H', W') as `nn.Conv2d`. The t*C channels of the first convolution, with G1 groups,
+    are shuffled as in the authors' code, so that each of the G2 groups of the last takes as many from each of the G1.
+    So each pair of a channel and a filter has `t*C/(G1*G2)` paths: the loose complementary condition, on super-channels
+    of t channels. Stride, padding and dilation are the channel-wise convolution's; the bias is the last one's.
+
+    MACs for H x W input and H' x W' output positions: `H * W * t*C*C/G1 + H' * W' * t*C * (K^2 + N/G2)`.
+
+    Where K=1, it is a standard convolution of the rank t*C/(G1*G2) between each group of channels and of filters. No
+    `from_conv`: for K > 1, the nearest is a decomposition of a tensor into that number of outer products, which has
+    no closed form and may not exist.
+
+    Knobs:
+        expansion: t, an integer.
+        groups_in: G1; must divide in_channels.
+        groups_out: G2; must divide out_channels. G1*G2 must divide t*C.
+
+    Parameters: `weight_expand` (t*C, C/G1, 1, 1); `weight_depthwise` (t*C, 1, K, K) and `weight_project` (N, t*C/G2, 1,
+    1), both in the shuffled order; `bias` (N,).
+
+    Raises ValueError for groups other than 1, an expansion below 1 or unfit groups.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        expansion: int = 6,
+        groups_in: int = 2,
+        groups_out: int = 2,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        if not isinstance(expansion, int) or expansion < 1:
+            raise ValueError(f"expansion={expansion!r} must be an integer; valid: 1, 2, 3, ...")
+        for word, value, side, channels in (
+            ("groups_in", groups_in, "in_channels", in_channels),
+            ("groups_out", groups_out, "out_channels", out_channels),
+        ):
+            if value not in divisors(channels):
+                choices = ", ".join(map(str, divisors(channels)))
+                raise ValueError(f"{word}={value!r} must divide {side}={channels}; valid: {choices}")
+        self._width = expansion * in_channels
+        if self._width % (groups_in * groups_out):
+            choices = ", ".join(str(g) for g in divisors(out_channels) if self._width % (groups_in * g) == 0)
+            raise ValueError(
+                f"groups_out={groups_out} times groups_in={groups_in} must divide expansion * in_channels = "
+                f"{self._width}; valid: {choices}"
+            )
+        self.expansion = expansion
+        self.groups_in = groups_in
+        self.groups_out = groups_out
+        self.weight_expand = self._weight(self._width, in_channels // groups_in)
+        self.weight_depthwise = self._weight(self._width, 1, self.kernel_size)
+        self.weight_project = self._weight(out_channels, self._width // groups_out)
+        self.reset_parameters()
+
+    def _convolutions(self) -> list[tuple[nn.Parameter, int]]:
+        return [
+            (self.weight_expand, self.groups_in),
+            (self.weight_depthwise, self._width),
+            (self.weight_project, self.groups_out),
+        ]
+
+    def macs(self, out_h: int, out_w: int) -> int:
+        """Multiply-accumulates for one image: the first convolution acts on the input's positions, here those of the
+        largest input that has an output of out_h x out_w (`stride` times the output, for "same" padding).
+        """
+        words = zip((out_h, out_w), self.stride, self.dilation, self.kernel_size, self.padding, strict=True)
+        in_h, in_w = (out * s + d * (k - 1) - 2 * p for out, s, d, k, p in words)
+        after = self.weight_depthwise.numel() + self.weight_project.numel()
+        return in_h * in_w * self.weight_expand.numel() + out_h * out_w * after
+
+    def dense_weight(self) -> Tensor:
+        """The weight (N, C, K, K) of the equal standard convolution; detached."""
+        with torch.no_grad():
+            expand, project = (
+                torch.block_diag(*weight.flatten(1).chunk(groups))
+                for weight, groups in ((self.weight_expand, self.groups_in), (self.weight_project, self.groups_out))
+            )
+            expand = shuffle(expand, self.groups_in, 0)
+            return torch.einsum("ne,euv,ec->ncuv", project, self.weight_depthwise[:, 0], expand)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The three convolutions in turn, the permutation folded into the last two weights where that is faster."""
+        x = F.conv2d(x, self.weight_expand, groups=self.groups_in)
+        # Channel-wise, kernels can be permuted in the place of the activations.
+        kernels = shuffle(self.weight_depthwise, self._width // self.groups_in, 0)
+        x = self._spatial(x, kernels, self._width)
+        return pointwise_fast(x, self.weight_project, self.groups_out, self.bias, before=self.groups_in)
+
+    def forward_exact(self, x: Tensor) -> Tensor:
+        """As `forward`, permuting the activations; without the multiplications by structural zeros.
+
+        An input smaller than the largest with the same output is filled up with zeros for the first convolution, which
+        executes what `macs` counts.
+        """
+        height, width = x.shape[2:]
+        words = zip((height, width), self.stride, self.dilation, self.kernel_size, self.padding, strict=True)
+        missing_h, missing_w = (-(size + 2 * p - d * (k - 1)) % s for size, s, d, k, p in words)
+        x = F.pad(x, (0, missing_w, 0, missing_h))
+        x = F.conv2d(x, self.weight_expand, groups=self.groups_in)[:, :, :height, :width]
+        x = self._spatial(F.channel_shuffle(x, self.groups_in), self.weight_depthwise, self._width)
+        return pointwise(x, self.weight_project, self.groups_out, self.bias)

@@ -1,0 +1,224 @@
+"""A table from the content of its YAML, and the rules that it must keep: every mistake names file, row and rule."""
+
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from decimal import Decimal
+from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from convrepro.errors import ConvReproError
+from convrepro.tables.schema import (
+    CAUSES,
+    UNITS,
+    Claim,
+    Counted,
+    Metric,
+    NotMeasured,
+    Published,
+    Reduction,
+    Relative,
+    Row,
+    Share,
+    Source,
+    Table,
+    Trained,
+)
+
+CONFIDENCES = ("found", "derived", "recalled")
+PRINTED = ("floor", "round")
+EPOCHS = ("last", "best")
+BASES = ("printed", "exact")
+
+T = TypeVar("T")
+
+
+def fail(place: str, rule: str) -> NoReturn:
+    raise ConvReproError(f"{place}: {rule}")
+
+
+def _convert(value: object, hint: object, place: str, key: str) -> object:
+    """`value` as the annotated type; numbers keep their printed digits as Decimal."""
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is Decimal and isinstance(value, Decimal | int) and not isinstance(value, bool):
+            return Decimal(value)
+        if option is types.NoneType and value is None:
+            return None
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option in (str, bool) and isinstance(value, option):
+            return value
+        if get_origin(option) is tuple and isinstance(value, list):
+            return tuple(_convert(v, get_args(option)[0], place, f"an item of {key}") for v in value)
+    words = {Decimal: "a number", int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
+    wanted = " or ".join(words.get(o, "a list") for o in options)
+    fail(place, f"`{key}` must be {wanted}, not {str(value)!r}")
+
+
+def _build(cls: type[T], data: object, place: str, **given: object) -> T:
+    """An instance of the dataclass from a mapping, with unknown and missing keys and wrong types told."""
+    if not isinstance(data, Mapping):
+        fail(place, f"must be a mapping, not {data!r}")
+    hints = get_type_hints(cls)
+    keys = {f.name.rstrip("_"): f for f in fields(cls) if f.name not in given}
+    if unknown := [k for k in data if k not in keys]:
+        valid = [f.name.rstrip("_") for f in fields(cls) if f.name != "name"]
+        fail(place, f"unknown key {unknown[0]!r}; valid: {', '.join(valid)}")
+    if missing := [k for k, f in keys.items() if f.default is MISSING and k not in data]:
+        fail(place, f"`{missing[0]}` is missing")
+    values = {keys[k].name: _convert(v, hints[keys[k].name], place, k) for k, v in data.items()}
+    return cls(**values, **given)
+
+
+def _choice(value: str, valid: tuple[str, ...], place: str, key: str) -> None:
+    if value not in valid:
+        fail(place, f"`{key}` is {value!r}; valid: {', '.join(valid)}")
+
+
+STATIC = {"count": Counted, "reduction_of": Reduction, "share_of": Share}
+"""How a static metric comes about: the key that says so, and what it makes the metric."""
+
+
+def _metric(name: str, data: object, place: str) -> Metric:
+    place = f"{place}: metric {name!r}"
+    if not isinstance(data, Mapping):
+        fail(place, f"must be a mapping, not {data!r}")
+    if "not_measured" in data:
+        return _build(NotMeasured, data, place, name=name)
+    ways = [key for key in STATIC if key in data]
+    if not ways:
+        return _trained(name, data, place)
+    if len(ways) > 1:
+        fail(place, f"is either counted (`count`) or computed from another metric, not both: {', '.join(ways)}")
+    if missing := [k for k in ("decimals", "printed") if k not in data]:
+        fail(place, f"a static metric needs its rounding: `{missing[0]}` is missing")
+    metric = _build(STATIC[ways[0]], data, place, name=name)
+    _choice(metric.printed, PRINTED, place, "printed")
+    if isinstance(metric, Relative):
+        _choice(metric.from_, BASES, place, "from")
+    else:
+        _choice(metric.unit, tuple(UNITS), place, "unit")
+    return metric
+
+
+def _trained(name: str, data: Mapping, place: str) -> Trained:
+    if "tol" not in data:
+        fail(place, f"a trained metric needs a tolerance `tol`; a static one needs one of {', '.join(STATIC)}")
+    metric = _build(Trained, {"run_metric": name, **data}, place, name=name)
+    _choice(metric.epoch, EPOCHS, place, "epoch")
+    if metric.tol <= 0:
+        fail(place, f"`tol` is {metric.tol}, but must be above 0")
+    return metric
+
+
+def _published(name: str, data: object, metrics: Mapping[str, Metric], place: str) -> Published:
+    if name not in metrics:
+        fail(place, f"publishes {name!r}, which the table does not declare; its metrics: {', '.join(metrics)}")
+    place = f"{place}: published {name!r}"
+    published = _build(Published, data, place)
+    if published.value is None:
+        return published
+    _choice(published.confidence, CONFIDENCES, place, "confidence")
+    if bool(published.cause) != bool(published.erratum):
+        fail(place, "`cause` and `erratum` go together")
+    if published.cause:
+        _choice(published.cause, tuple(CAUSES), place, "cause")
+        if not isinstance(metrics[name], Counted | Relative):
+            fail(place, "has a `cause`, but only static values can be recomputed")
+    if not published.source:
+        fail(place, f"a value that is {published.confidence} needs a source")
+    return published
+
+
+def _row(data: object, metrics: Mapping[str, Metric], place: str) -> Row:
+    row_id = data.get("id", "") if isinstance(data, Mapping) else ""
+    place = f"{place}: row {row_id!r}"
+    values = dict(data) if isinstance(data, Mapping) else data
+    published = values.pop("published", {}) if isinstance(values, dict) else {}
+    if not isinstance(published, Mapping):
+        fail(place, f"`published` must be a mapping, not {published!r}")
+    row = _build(Row, values, place, published={k: _published(k, v, metrics, place) for k, v in published.items()})
+    if not re.fullmatch(r"[a-z0-9_]+", row.id):
+        fail(place, "an id names a folder: lower-case letters, digits and underscores")
+    if row.quoted and (row.overrides or row.weights_from or row.same_as or row.layers):
+        fail(place, "a quoted row is not run, so it has no overrides, `weights_from`, `same_as` or `layers`")
+    if row.same_as and (row.overrides or row.weights_from):
+        fail(place, "a row that is the same as another has no overrides or `weights_from` of its own")
+    if not (row.overrides or row.quoted or row.same_as):
+        fail(place, "a row needs overrides, even if only `conv=standard`")
+    for name, value in row.published.items():
+        decimals = metrics[name].decimals
+        if not row.quoted and value.value is not None and -value.value.as_tuple().exponent > decimals:
+            fail(place, f"published {name!r} is {value.value}: more digits than the {decimals} decimals of the metric")
+    if bad := [o for o in row.overrides if "=" not in o]:
+        fail(place, f"{bad[0]!r} is no override; write key=value")
+    return row
+
+
+def _check_weights(row: Row, rows: Mapping[str, Row], place: str) -> None:
+    seen = [row.id]
+    while source := rows[seen[-1]].weights_from:
+        where = f"{place}: row {seen[-1]!r}"
+        if source not in rows:
+            fail(where, f"`weights_from` names no row of the table: {source!r}; valid: {', '.join(rows)}")
+        if rows[source].quoted:
+            fail(where, f"`weights_from` names the quoted row {source!r}, which is not run")
+        if source in seen:
+            fail(where, f"`weights_from` goes round in a circle: {' -> '.join([*seen, source])}")
+        seen.append(source)
+
+
+def _check_claim(claim: Claim, table: Table, place: str) -> None:
+    place = f"{place}: claim {claim.text!r}"
+    ids = [row.id for row in table.rows]
+    for side in (claim.left, claim.right or claim.left):
+        if side not in ids:
+            fail(place, f"names no row of the table: {side!r}; valid: {', '.join(ids)}")
+    if claim.metric not in table.metrics:
+        fail(place, f"names no metric of the table: {claim.metric!r}; valid: {', '.join(table.metrics)}")
+    if claim.min_delta is None and claim.max_delta is None:
+        fail(place, "needs `min_delta`, `max_delta` or both")
+
+
+def parse_table(name: str, data: object, place: str) -> Table:
+    """A checked Table from the YAML's content; raises ConvReproError naming `place`, the row and the rule."""
+    if not isinstance(data, Mapping):
+        fail(place, "must be a mapping")
+    parts = {key: data.get(key) for key in ("source", "metrics", "rows", "claims")}
+    for key, kind, word in (("metrics", dict, "mapping"), ("rows", list, "list"), ("claims", list, "list")):
+        if not isinstance(parts[key] or kind(), kind):
+            fail(place, f"`{key}` must be a {word}")
+    if not parts["metrics"] or not parts["rows"]:
+        fail(place, "a table needs `metrics` and `rows`")
+    metrics = {k: _metric(k, v, place) for k, v in parts["metrics"].items()}
+    table = _build(
+        Table,
+        {k: v for k, v in data.items() if k not in parts},
+        place,
+        name=name,
+        source=_build(Source, parts["source"], f"{place}: source"),
+        metrics=metrics,
+        rows=tuple(_row(r, metrics, place) for r in parts["rows"]),
+        claims=tuple(_build(Claim, c, f"{place}: claim") for c in parts["claims"] or []),
+    )
+    if table.source.paper != name.split("/")[0]:
+        fail(place, f"`source` names the paper {table.source.paper!r}, but the table is in another's folder")
+    ids = [row.id for row in table.rows]
+    if duplicates := [i for i in ids if ids.count(i) > 1]:
+        fail(place, f"row {duplicates[0]!r} is there twice; an id must be unique")
+    if not table.seeds or len(set(table.seeds)) != len(table.seeds):
+        fail(place, f"`seeds` is {list(table.seeds)}, but must name each seed once")
+    rows = dict(zip(ids, table.rows, strict=True))
+    for row in table.rows:
+        _check_weights(row, rows, place)
+    for metric in metrics.values():
+        if isinstance(metric, Relative):
+            where = f"{place}: metric {metric.name!r}"
+            if not isinstance(metrics.get(metric.of), Counted):
+                fail(where, f"is a percentage of {metric.of!r}, which is no counted metric")
+            if metric.base_row not in rows or rows[metric.base_row].quoted:
+                fail(where, f"`base_row` names no row that is counted: {metric.base_row!r}")
+    for claim in table.claims:
+        _check_claim(claim, table, place)
+    return table

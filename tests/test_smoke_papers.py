@@ -1,0 +1,44 @@
+"""A row of each paper is trained on the bundled images, by the line that `convrepro run` prints."""
+
+import math
+
+import pytest
+
+from convrepro.plan import plan
+from convrepro.runner import run_jobs, validate
+from convrepro.tables import list_tables, load_table
+
+SMALL = ["budget.train_examples=64", "budget.test_examples=64", "recipe.batch_size=32", "trainer=cpu", "logger=none"]
+
+
+ROWS = {
+    "deepshift": ("cifar10_v5", "resnet20_q"),
+    "hetconv": ("table4", "p32"),
+    "igcv1": ("cifar", "l24m2_d20_cifar10"),
+    "igcv2": ("cifar100", "c416_cifar10"),
+    "igcv3": ("imagenet", "igcv3_d"),
+    "mobilenet_v1": ("table6", "w050"),
+    "mobilenet_v2": ("table4", "mobilenet_v2"),
+    "resnext": ("table3", "r50_32x4d"),
+    "senet": ("table3", "se_mobilenet"),
+    "shufflenet_v1": ("table2", "x1_g3"),
+    "xception": ("table1", "xception"),
+}
+"""A table of each paper, and a row of it that is the paper's own."""
+
+
+@pytest.mark.parametrize("paper", ROWS)
+def test_a_row_of_the_paper_trains(paper, tmp_path):
+    table, row = ROWS[paper]
+    jobs = plan(load_table(f"{paper}/{table}"), budget="smoke", rows=[row], seeds=[0], extra=SMALL, runs=tmp_path)
+    validate(jobs)
+    results, failures = run_jobs(jobs, lambda line: None)
+    assert failures == {}
+    (result,) = results[row].values()
+    assert result["status"] == "done"
+    assert all(math.isfinite(line["train/loss"]) for line in result["history"])
+    assert 0 <= result["metrics"]["last"]["top1"] <= 100
+
+
+def test_no_paper_that_trains_anything_is_left_out():
+    assert {name.split("/")[0] for name in list_tables() if load_table(name).to_run} == set(ROWS)
