@@ -45,6 +45,8 @@ def test_count_of_any_model_and_operator():
             ["nowhere", "data.root", "data.download=true"],
         ),
         (["train", "recipe.optimizer.name=sdg"], ["sdg", "sgd"]),
+        (["train", "model=inception_v3"], ["inception_v3", "1x28x28", "data.image_size=28", "3x299x299"]),
+        (["train", "model=vit_tiny_patch16_224"], ["vit_tiny_patch16_224", "28", "made for 3x224x224"]),
         (["train", "recipe.schedule.name=Cosine"], ["Cosine", "constant"]),
         (["train", "recipe.batch_size=100", "trainer.accumulate=3"], ["100", "3"]),
         (["train", "train=false"], ["weights"]),

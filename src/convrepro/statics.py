@@ -5,12 +5,11 @@ from fractions import Fraction
 
 from omegaconf import DictConfig
 
-from convrepro import complexity
+from convrepro import complexity, train
 from convrepro.config import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.surgery import SurgeryReport
 from convrepro.tables import Row, Table
-from convrepro.train import build_network
 
 _counted: dict[str, complexity.Count] = {}
 """The networks counted so far, by what they are built from."""
@@ -20,8 +19,8 @@ Statics = dict[str, dict[str, int | Fraction]]
 
 def count(cfg: DictConfig) -> tuple[complexity.Count, SurgeryReport]:
     """The cost of the network that `cfg` describes, at its data set's resolution, and what was replaced in it."""
-    network, report = build_network(cfg)
-    return complexity.count(network, (cfg.data.channels, cfg.data.image_size, cfg.data.image_size)), report
+    network, report = train.build_network(cfg)
+    return train.count_network(network, cfg, cfg.data.image_size), report
 
 
 def count_network(cfg: DictConfig) -> str:

@@ -86,6 +86,24 @@ def build_network(cfg: DictConfig) -> tuple[torch.nn.Module, Any]:
     )
 
 
+def count_network(network: torch.nn.Module, cfg: DictConfig, side: int) -> complexity.Count:
+    """The network's cost on one image of the data, `side` pixels wide and high.
+
+    Raises ConvReproError where the network cannot take such an image, and as `complexity.count` does.
+    """
+    size = (cfg.data.channels, side, side)
+    try:
+        return complexity.count(network, size)
+    except ConvReproError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        own = "x".join(map(str, network.pretrained_cfg["input_size"]))
+        raise ConvReproError(
+            f"{cfg.model} cannot take an image of {'x'.join(map(str, size))} (data.image_size={cfg.data.image_size}): "
+            f"{error}; it was made for {own}"
+        ) from error
+
+
 def loader_batch(cfg: DictConfig) -> int:
     """Images in one batch on one device, from the recipe's global batch; raises where that does not divide."""
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
@@ -117,7 +135,7 @@ def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] =
     data.check()
     L.seed_everything(cfg.seed, verbose=False)
     network, report = build_network(cfg)
-    counted = complexity.count(network, (cfg.data.channels, image_size(cfg), image_size(cfg)))
+    counted = count_network(network, cfg, image_size(cfg))
     static = {name: counted.total(rule) for name, rule in STATIC.items()}
     echo(f"{identity.name} ({identity.budget}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
