@@ -184,8 +184,9 @@ class SparseConv2d(ConvOperator):
         inputs = self.index % fan_in + filters // (self.out_channels // self.groups) * fan_in
         counts = filters.bincount(minlength=self.out_channels).tolist()
         ends = list(accumulate(counts))
-        y = windows.new_zeros((self.out_channels, windows.shape[1]), dtype=_accumulated(windows.dtype))
         dtype = windows.dtype
+        accumulated = torch.promote_types(dtype, torch.float32)
+        y = windows.new_zeros((self.out_channels, windows.shape[1]), dtype=accumulated)
         for bit in range(max(counts).bit_length()):
             length = 1 << bit
             having = [n for n, count in enumerate(counts) if count & length]
@@ -194,13 +195,9 @@ class SparseConv2d(ConvOperator):
                 first = torch.tensor([ends[n] - counts[n] % (2 * length) for n in part], device=windows.device)
                 run = first[:, None] + torch.arange(length, device=windows.device)
                 products = torch.bmm(self.values[run].transpose(1, 2), windows[inputs[run]])[:, 0]
-                y.index_add_(0, torch.tensor(part, device=windows.device), products.to(y.dtype))
+                y.index_add_(0, torch.tensor(part, device=windows.device), products.to(accumulated))
                 dtype = products.dtype
         return y.to(dtype)
-
-
-def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _parts(items: list[int], size: int) -> list[list[int]]:
