@@ -99,7 +99,7 @@ def render_page(record: Record) -> str:
     by_network = [_line(name, entry, record["operators"], reasons) for name, entry in record["networks"].items()]
     parts = [
         INTRODUCTION,
-        f"{len(by_network)} networks, {outcomes.total()} cells: {', '.join(totals)}.",
+        f"{len(by_network)} networks, {outcomes.total()} cells: {', '.join(totals)}.{_missing(record)}",
         _grid(["operator", "where", *OUTCOMES], by_operator),
         _grid(["family", "network", "image", *record["operators"]], by_network),
     ]
@@ -107,6 +107,12 @@ def render_page(record: Record) -> str:
         parts += ["## Reasons", "\n".join(f"{number}. {reason}" for reason, number in reasons.items())]
     environments = [f"- {_described(told)}" for told in record["environments"].values()]
     return "\n\n".join([*parts, "## Environments", "\n".join(environments)]) + "\n"
+
+
+def _missing(record: Record) -> str:
+    """What the walk has left out so far, as a sentence; "" where it is complete."""
+    missing = {name for name in record["smallest"].values() if name not in record["networks"]}
+    return f" Not walked yet: {len(missing)} of timm's {len(record['smallest'])} families." if missing else ""
 
 
 def _grid(header: Sequence[str], lines: list[list[str]]) -> str:
