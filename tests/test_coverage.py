@@ -237,6 +237,7 @@ def test_the_page_has_totals_then_networks_then_each_reason_once(tmp_path):
     assert write_page(tmp_path / "coverage.json").read_text() == page
 
 
+@pytest.mark.skipif(not RECORD.exists(), reason="no walk over all families has been committed yet")
 def test_the_committed_record_has_no_crash_and_its_page_is_up_to_date():
     record = read_record()
     assert not crashes(record)
