@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from fractions import Fraction
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Pair = int | tuple[int, int]
@@ -82,6 +83,13 @@ class ConvOperator(nn.Module, ABC):
         if any(e % 2 for e in extents):
             raise ValueError(f"padding='same' needs an odd kernel extent, not kernel_size={self.kernel_size}")
         return (extents[0] // 2, extents[1] // 2)
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input, padded here where the mode is not "zeros", and the zero padding that is left to do."""
+        if self.padding_mode == "zeros":
+            return x, self.padding
+        height, width = self.padding
+        return F.pad(x, (width, width, height, height), self.padding_mode), (0, 0)
 
     def forward_exact(self, x: Tensor) -> Tensor:
         """The plain reference form: as `forward`, executing exactly `macs()` multiply-accumulates."""

@@ -159,13 +159,6 @@ class HetConv2d(ConvOperator):
         y = self._in_output_order(y)
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, padded here where the mode is not "zeros", and the zero padding that is left to do."""
-        if self.padding_mode == "zeros":
-            return x, self.padding
-        height, width = self.padding
-        return F.pad(x, (width, width, height, height), self.padding_mode), (0, 0)
-
     def _kxk(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         """The KxK kernels' share of the output, filters in block order, those without a KxK kernel left out."""
         x = self._in_block_order(x)

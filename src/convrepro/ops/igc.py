@@ -97,10 +97,7 @@ class InterleavedConv(ConvOperator):
 
     def _spatial(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         """The KxK group convolution, with the operator's stride, padding and dilation."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), self.padding_mode)
-            padding = (0, 0)
+        x, padding = self._padded(x)
         return F.conv2d(x, weight, None, self.stride, padding, self.dilation, groups)
 
 

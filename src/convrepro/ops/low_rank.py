@@ -160,13 +160,6 @@ class LowRankConv2d(ConvOperator):
         reached = (out_w - 1) * self.stride[1] + self.dilation[1] * (self.kernel_size[1] - 1) + 1 - padding
         return max(1, reached - max(0, padding - self.stride[1] + 1))
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, padded here where the mode is not "zeros", and the zero padding that is left to do."""
-        if self.padding_mode == "zeros":
-            return x, self.padding
-        height, width = self.padding
-        return F.pad(x, (width, width, height, height), self.padding_mode), (0, 0)
-
     def _pair(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         words = (self.stride, padding, self.dilation)
         if self.scheme == "channel":

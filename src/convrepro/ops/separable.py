@@ -93,10 +93,7 @@ class GroupPointwise(ConvOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """The two convolutions in turn: (B, M, H, W) -> (B, M, H', W') -> (B, N, H', W')."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), self.padding_mode)
-            padding = (0, 0)
+        x, padding = self._padded(x)
         x = F.conv2d(x, self.weight_kxk, None, self.stride, padding, self.dilation, self.num_groups)
         return F.conv2d(x, self.weight_1x1, self.bias)
 

@@ -156,13 +156,6 @@ class SparseConv2d(ConvOperator):
         y = self._products(windows.transpose(0, 1).flatten(1)).unflatten(1, (len(x), *positions)).transpose(0, 1)
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, padded here where the mode is not "zeros", and the zero padding that is left to do."""
-        if self.padding_mode == "zeros":
-            return x, self.padding
-        height, width = self.padding
-        return F.pad(x, (width, width, height, height), self.padding_mode), (0, 0)
-
     def _convolved(self, x: Tensor) -> Tensor:
         x, padding = self._padded(x)
         block = self.structure == "block"

@@ -1,5 +1,6 @@
 """What a table's YAML may say, as data."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -95,7 +96,7 @@ class Counted(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relative(Metric):
+class Relative(Metric, ABC):
     """Static: a percentage, x being a counted metric's figure, exact or (`from: printed`) as printed."""
 
     decimals: int
@@ -104,9 +105,9 @@ class Relative(Metric):
     from_: str = "exact"
 
     @property
+    @abstractmethod
     def of(self) -> str:
         """Name of the counted metric."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
