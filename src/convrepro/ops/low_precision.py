@@ -204,9 +204,7 @@ class LowPrecisionConv2d(LowPrecisionOperator, ConvOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Round the weight, and the input where the precision says so, then convolve."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), self.padding_mode), (0, 0)
+        x, padding = self._padded(x)
         words = (self.stride, padding, self.dilation, self.groups)
         if self.precision == "xnor":
             y = F.conv2d(sign(x), self.quantized_weight(), None, *words)

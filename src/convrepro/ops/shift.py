@@ -281,9 +281,7 @@ class ShiftConv2d(ShiftOperator, ConvOperator):
         """Round the input and the latents, then convolve."""
         x, weight, bias = self._operands(x)
         weight = _keep_layout(weight, self.latents[0])
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), self.padding_mode), (0, 0)
+        x, padding = self._padded(x)
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
