@@ -20,7 +20,7 @@ LEVELS = {
     "module": 3,
     "train": 4,
     "audit": 3, "statics": 5, "sweep": 5, "runner": 5, "coverage": 5,
-    "cli": 6,
+    "commands": 6, "cli": 7,
 }  # fmt: skip
 
 

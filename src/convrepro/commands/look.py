@@ -1,0 +1,97 @@
+"""Commands that look and count: list, show, count, coverage."""
+
+import argparse
+import sys
+from typing import Any
+
+LISTS = ("tables", "models", "convs", "data", "recipes", "budgets", "trainers")
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this module to an argument parser's."""
+    verb = verbs.add_parser("list", help="what there is: tables, models, convs, data, recipes, budgets, trainers")
+    verb.add_argument("what", nargs="?", default="tables", choices=LISTS)
+    verb.add_argument("pattern", nargs="?", default="*", help="for models: a pattern such as 'resnet*'")
+    verb.set_defaults(execute=_list)
+
+    verb = verbs.add_parser("show", help="a table: published values, sources, collected evidence, verdicts")
+    verb.add_argument("table")
+    verb.set_defaults(execute=_show)
+
+    verb = verbs.add_parser("count", help="MACs and parameters of tables, or of one network layer by layer")
+    verb.add_argument("what", nargs="+", help="tables, all, or overrides such as model=resnet18 conv=hetconv conv.p=4")
+    verb.set_defaults(execute=_count)
+
+    verb = verbs.add_parser("coverage", help="every operator in a network of each family: works, refused and why")
+    verb.add_argument("--models", default="", help="other networks: comma-separated patterns such as 'resnet18,vgg*'")
+    verb.add_argument("--convs", default="", help="some operators only, comma-separated")
+    verb.add_argument("--out", default="", help="default: reproductions/coverage.json; COVERAGE.md goes beside it")
+    verb.set_defaults(execute=_coverage)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    if arguments.what == "tables":
+        from convrepro.tables import list_tables, load_table
+
+        for name in list_tables():
+            table = load_table(name)
+            print(f"{name:24} {len(table.rows):3} rows  {table.title}")
+    elif arguments.what == "models":
+        from convrepro.models import list_models
+
+        print("\n".join(list_models(arguments.pattern)))
+    else:
+        from convrepro.config import choices, describe
+
+        group = arguments.what.removesuffix("s")
+        for name in choices(group):
+            print(f"{name:24} {describe(group, name)}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from convrepro.evidence import load_evidence
+    from convrepro.tables import load_table, render_table
+
+    table = load_table(arguments.table)
+    statics, results = load_evidence(table)
+    print(render_table(table, statics, results))
+    return 0
+
+
+def _count(arguments: argparse.Namespace) -> int:
+    if any("=" in word for word in arguments.what):
+        from convrepro.config import compose_config
+        from convrepro.statics import count_network
+
+        print(count_network(compose_config(arguments.what)))
+        return 0
+    from convrepro.tables import list_tables, load_table, render_table
+
+    names = list_tables() if arguments.what == ["all"] else arguments.what
+    tables = [load_table(name) for name in names]
+    from convrepro.statics import count_table
+
+    for table in tables:
+        print(render_table(table, count_table(table, status_line), {}, static_only=True))
+    return 0
+
+
+def _coverage(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from convrepro.coverage import RECORD, cover, operators
+    from convrepro.coverage_record import crashes
+
+    patterns = [pattern for pattern in arguments.models.split(",") if pattern]
+    configs = operators([conv for conv in arguments.convs.split(",") if conv])
+    broken = crashes(cover(patterns, configs, Path(arguments.out or RECORD)))
+    for line in broken:
+        print(f"crash: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def status_line(row: str) -> None:
+    """Tell a person who watches which row is being counted."""
+    if sys.stderr.isatty():
+        print(f"\rcounting {row:40}", end="\r", file=sys.stderr, flush=True)
