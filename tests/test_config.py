@@ -1,5 +1,7 @@
 """Every configuration composes, and every mistake is told in one sentence with what would be valid."""
 
+import re
+
 import pytest
 
 from convrepro.config import GROUPS, choices, compose_config, describe
@@ -50,3 +52,40 @@ def test_a_mistake_is_one_sentence_with_the_valid_choices(override, words):
 
 def test_the_configuration_stays_small():
     assert len(list(CONF.rglob("*.yaml"))) <= 45
+
+
+def test_a_budget_shrinks_a_large_batch_and_the_learning_rate_in_proportion():
+    paper = compose_config(["recipe=shufflenet_v1"]).recipe
+    proxy = compose_config(["recipe=shufflenet_v1", "budget=proxy"]).recipe
+    assert (paper.batch_size, proxy.batch_size) == (1024, 128)
+    assert proxy.optimizer.lr == pytest.approx(paper.optimizer.lr / 8)
+    assert compose_config(["budget=proxy", "recipe.batch_size=64"]).recipe.batch_size == 64
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+model_args._target_=os.system", "model_args._target_"),
+        ("+model_args={a: [{_target_: os.system}]}", "model_args.a[0]._target_"),
+        ("+recipe.schedule.args._target_=builtins.exec", "recipe.schedule.args._target_"),
+    ],
+)
+def test_a_configuration_names_no_python_object(override, key):
+    with pytest.raises(ConvReproError, match=re.escape(f"{key} asks for a Python object")):
+        compose_config([override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model=${oc.env:WANDB_API_KEY}",
+        "weights='https://reader:hunter2@models.org/net-0123abcd.pth'",
+        "weights='https://models.org/net-0123abcd.pth?X-Amz-Signature=hunter2'",
+    ],
+)
+def test_a_secret_does_not_get_on_record(override, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    with pytest.raises(ConvReproError, match="record of the run") as error:
+        compose_config([override])
+    assert "hunter2" not in str(error.value)
+    assert compose_config(["data_root=${oc.env:HOME}", "weights='https://models.org/net-0123abcd.pth?v=2'"])

@@ -12,7 +12,7 @@ import convrepro
 SOURCE = Path(convrepro.__file__).parent
 #: A module may import only from modules of a lower level (or of its own package).
 LEVELS = {
-    "errors": 0, "paths": 0, "ops": 0,
+    "errors": 0, "paths": 0, "ops": 0, "confidential": 0,
     "counting_rules": 1, "zoo": 1, "surgery": 1, "tables": 1, "config": 1, "result": 1, "identity": 1, "environment": 1,
     "weights": 1,
     "models": 2, "complexity": 3, "data": 2, "optim": 2, "evidence": 2, "tracking": 2, "coverage_record": 2,

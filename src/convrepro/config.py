@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from convrepro.confidential import refuse_secrets
 from convrepro.errors import ConvReproError
 from convrepro.paths import CONF
 
@@ -29,15 +30,51 @@ def describe(group: str, name: str) -> str:
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of one run; raises ConvReproError naming the override that does not fit and what would."""
+    """The configuration of one run; raises ConvReproError naming the override that does not fit and what would.
+
+    Also raises for an override that would put a secret on record, and for one that asks for a Python object by
+    `_target_`: a table or a manifest is data, and composing or running it executes nothing that it names.
+    """
+    refuse_secrets(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             cfg = compose("train", overrides=list(overrides))
-            OmegaConf.resolve(cfg)
+            settle(cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConvReproError(_explain(overrides, error)) from error
     return cfg
+
+
+def settle(cfg: DictConfig) -> None:
+    """Resolve a composed configuration, in place: interpolations, and the batch that its budget allows.
+
+    A batch above `budget.max_batch_size` shrinks to it, and the learning rate in proportion (Goyal et al.,
+    arXiv 1706.02677, section 2.1). Raises ConvReproError for a `_target_`.
+    """
+    OmegaConf.resolve(cfg)
+    if where := _target(cfg):
+        raise ConvReproError(f"{where} asks for a Python object; a configuration holds numbers, texts and names only")
+    largest, recipe = cfg.budget.max_batch_size, cfg.recipe
+    if largest and recipe.batch_size > largest:
+        recipe.optimizer.lr *= largest / recipe.batch_size
+        recipe.batch_size = largest
+
+
+def _target(node: object, where: str = "") -> str | None:
+    """The key of the first `_target_` below `node`."""
+    if OmegaConf.is_dict(node):
+        children = [(f"{where}.{key}" if where else str(key), key, node[key]) for key in node]
+    elif OmegaConf.is_list(node):
+        children = [(f"{where}[{index}]", index, child) for index, child in enumerate(node)]
+    else:
+        return None
+    for path, key, child in children:
+        if key == "_target_":
+            return path
+        if found := _target(child, path):
+            return found
+    return None
 
 
 def _explain(overrides: Sequence[str], error: Exception) -> str:

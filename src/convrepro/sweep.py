@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from convrepro.config import settle
 from convrepro.errors import ConvReproError
 from convrepro.paths import CONF
 
@@ -15,8 +16,8 @@ from convrepro.paths import CONF
 def _job(cfg: DictConfig) -> None:
     from convrepro.train import run
 
-    OmegaConf.resolve(cfg)
     try:
+        settle(cfg)
         run(cfg, list(HydraConfig.get().overrides.task))
     except ConvReproError as error:
         print(f"convrepro: {error}", file=sys.stderr)
