@@ -95,6 +95,16 @@ RULE_BREAKS = {
         "[conv=standard]\n    weights_from: thin",
         ["row 'thin'", "circle: plain -> thin -> plain"],
     ),
+    "weights from another table's run": (
+        "    overrides: [conv=standard]",
+        "    same_as: paper/first/plain",
+        ["row 'thin'", "'plain', which is paper/first/plain and is not run here"],
+    ),
+    "weights from two places": (
+        "overrides: [conv=hetconv]",
+        "overrides: [conv=hetconv, weights=net.pth]",
+        ["row 'thin'", "two checkpoints", "'plain'", "'weights=net.pth'"],
+    ),
     "unknown claim key": ("min_delta: -0.6", "mindelta: -0.6", ["claim", "'mindelta'", "min_delta"]),
     "claim on no row": ("left: thin", "left: thick", ["claim 'thin loses little'", "'thick'", "plain, thin, other"]),
     "claim on no metric": ("metric: top1", "metric: top5", ["claim 'thin loses little'", "'top5'", "top1, macs"]),

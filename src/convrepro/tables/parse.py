@@ -164,6 +164,10 @@ def _check_weights(row: Row, rows: Mapping[str, Row], place: str) -> None:
             fail(where, f"`weights_from` names no row of the table: {source!r}; valid: {', '.join(rows)}")
         if rows[source].quoted:
             fail(where, f"`weights_from` names the quoted row {source!r}, which is not run")
+        if rows[source].same_as:
+            fail(where, f"`weights_from` names the row {source!r}, which is {rows[source].same_as} and is not run here")
+        if given := [o for o in rows[seen[-1]].overrides if o.startswith("weights=")]:
+            fail(where, f"starts from two checkpoints: `weights_from` {source!r} and the override {given[0]!r}")
         if source in seen:
             fail(where, f"`weights_from` goes round in a circle: {' -> '.join([*seen, source])}")
         seen.append(source)
