@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from convrepro.ops.base import ConvOperator, Pair, conv_arguments
 from convrepro.ops.init import init_bias_, init_weight_
+from convrepro.ops.kxk_plus_1x1 import fits, kxk_plus_1x1
 
 ARRANGEMENTS = ("contiguous", "shifted")
+FORMS = ("auto", "plain", "fused")
 
 
 class HetConv2d(ConvOperator):
@@ -30,13 +32,16 @@ class HetConv2d(ConvOperator):
         arrangement: "shifted" is the paper's (figure 3: filter i+1 starts one channel after filter i). "contiguous"
             is the same up to a fixed permutation of channels and filters, and saves permuting the activations: the
             g-th block of filters has its KxK kernels on the g-th block of channels.
+        form: how it is computed, to the same result. "plain" adds two convolutions, everywhere. "fused" adds the
+            second one in place (`ops.kxk_plus_1x1`), on a CPU in channels_last. "auto" takes "fused" where it can.
 
     Only the non-zero weights are parameters. They are stored block by block, in both arrangements alike: row r of
     `weight_kxk` (rows, M/G, K, K), with G = min(P, M), belongs to block r // (N/P); `weight_1x1` (rows, M - M/G) holds
     the same filters' 1x1 kernels on the channels of the other blocks, in order; `weight_pointwise` (N - rows, M) holds
     the filters without a KxK kernel. A parameter that would be empty is None. `bias` (N,) follows the output channels.
 
-    Raises ValueError for groups other than 1, an even kernel size, an unfit p or an unknown arrangement.
+    Raises ValueError for groups other than 1, an even kernel size, an unfit p, an unknown arrangement or form; and in
+    `forward` where "fused" was asked for and cannot be.
     """
 
     def __init__(
@@ -55,16 +60,20 @@ class HetConv2d(ConvOperator):
         *,
         p: int | str = 4,
         arrangement: str = "contiguous",
+        form: str = "auto",
     ) -> None:
         if groups != 1:
             raise ValueError(f"groups={groups}: HetConv2d connects every filter to every channel; valid: 1")
         if arrangement not in ARRANGEMENTS:
             raise ValueError(f"arrangement={arrangement!r} is unknown; valid: {', '.join(ARRANGEMENTS)}")
+        if form not in FORMS:
+            raise ValueError(f"form={form!r} is unknown; valid: {', '.join(FORMS)}")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         if any(k % 2 == 0 for k in self.kernel_size):
             raise ValueError(f"kernel_size={self.kernel_size} must be odd to have a centre; valid: 1, 3, 5, ...")
         self.p = p
         self.arrangement = arrangement
+        self.form = form
         self.parts = _resolve_part(p, in_channels, out_channels)
         self.blocks = min(self.parts, in_channels)
         block_in, rows = in_channels // self.blocks, self.blocks * (out_channels // self.parts)
@@ -80,12 +89,14 @@ class HetConv2d(ConvOperator):
         self.reset_parameters()
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, *, p: int | str = 4, arrangement: str = "contiguous") -> "HetConv2d":
+    def from_conv(
+        cls, conv: nn.Conv2d, *, p: int | str = 4, arrangement: str = "contiguous", form: str = "auto"
+    ) -> "HetConv2d":
         """The HetConv nearest to `conv` in least squares: its weights at every place where HetConv has one.
 
         Raises ValueError as the constructor does.
         """
-        operator = cls(**conv_arguments(conv), p=p, arrangement=arrangement)
+        operator = cls(**conv_arguments(conv), p=p, arrangement=arrangement, form=form)
         with torch.no_grad():
             kernels = operator._by_block(conv.weight)
             own = torch.arange(operator.blocks, device=conv.weight.device)
@@ -138,11 +149,41 @@ class HetConv2d(ConvOperator):
         x, padding = self._padded(x)
         if self.parts == 1:
             return F.conv2d(x, self.weight_kxk, self.bias, self.stride, padding, self.dilation)
+        if self._fused(x):
+            return self._forward_fused(x, padding)
         kxk = self._kxk(x, padding)
         if self.pointwise_filters:
             kxk = F.pad(kxk, (0, 0, 0, 0, 0, self.pointwise_filters))
         weight = self._from_blocks(self._pointwise_by_block())
         return self._in_output_order(kxk) + F.conv2d(self._centres(x, padding), weight[..., None, None], self.bias)
+
+    def _fused(self, x: Tensor) -> bool:
+        """Whether this input is computed in the fused form."""
+        able = fits(x) and self.weight_pointwise is None and self.weight_kxk.dtype == x.dtype
+        if self.form == "fused" and not able:
+            raise ValueError(
+                "form='fused' needs a CPU, an input in channels_last of the weights' float32 or float64, no autocast, "
+                f"tracing or compilation, and p not above in_channels={self.in_channels}; valid here: auto, plain"
+            )
+        return able and self.form != "plain"
+
+    def _forward_fused(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        """Input and filters are permuted before and after, so that the 1x1 kernels meet blocks in order."""
+        x = self._in_block_order(x)
+        centres = self._centres(x, padding)
+        return self._in_output_order(
+            kxk_plus_1x1(
+                x,
+                None if centres.shape == x.shape and centres.data_ptr() == x.data_ptr() else centres,
+                self.weight_kxk,
+                self._pointwise_by_block().flatten(2, 3).flatten(0, 1),
+                self._bias_by_block(),
+                self.stride,
+                padding,
+                self.dilation,
+                self.blocks,
+            )
+        )
 
     def forward_exact(self, x: Tensor) -> Tensor:
         """As `forward`, without the multiplications by structural zeros: the 1x1 kernels act on gathered channels."""
@@ -209,6 +250,12 @@ class HetConv2d(ConvOperator):
     def _in_output_order(self, y: Tensor) -> Tensor:
         """Filters in block order, brought to the order of the output."""
         return y if self.arrangement == "contiguous" else _interleave(y, self.parts)
+
+    def _bias_by_block(self) -> Tensor | None:
+        """The bias in block order."""
+        if self.bias is None or self.arrangement == "contiguous":
+            return self.bias
+        return self.bias.unflatten(0, (-1, self.parts)).t().flatten()
 
 
 def _resolve_part(p: int | str, in_channels: int, out_channels: int) -> int:
