@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 
 from omegaconf import DictConfig
 
@@ -50,10 +51,17 @@ def count_table(table: Table, watch: Callable[[str], None] = lambda row: None) -
 
 def row_count(table: Table, row: Row) -> complexity.Count:
     """The layers that the row's counts are of; a network is counted once in a process."""
-    cfg = compose_config(table.overrides(row))
-    cfg.weights = None
+    cfg = _composed(tuple(table.overrides(row)))
     size = (cfg.data.channels, cfg.data.image_size, cfg.data.num_classes)
     key = repr((cfg.model, cfg.model_args, cfg.conv, cfg.se_reduction, size))
     if key not in _counted:
         _counted[key] = count(cfg)[0]
     return _counted[key].part(row.layers) if row.layers else _counted[key]
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """The configuration of rows with these overrides, as untrained networks: a table of layers has one for all rows."""
+    cfg = compose_config(overrides)
+    cfg.weights = None
+    return cfg
