@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor, nn
 
 from convrepro.cli import main
-from convrepro.coverage import attempt, cover, families, operators, smallest
-from convrepro.coverage_record import PAGE, RECORD, crashes, read_record, render_page, write_page
+from convrepro.coverage import _backward, attempt, cover, families, operators, smallest
+from convrepro.coverage_record import PAGE, RECORD, WORKS, crashes, read_record, render_page, write_page
 from convrepro.errors import ConvReproError
 from convrepro.models import list_models
 from convrepro.ops import OPERATORS, DepthwisePointwise
@@ -242,3 +242,16 @@ def test_the_committed_record_has_no_crash_and_its_page_is_up_to_date():
     record = read_record()
     assert not crashes(record)
     assert RECORD.with_name(PAGE).read_text() == render_page(record)
+
+
+def test_a_network_gets_images_with_the_channels_that_it_was_made_for(tmp_path):
+    (line,) = walk(tmp_path / "c.json", ["deepshift_mnist_conv"], ["dwc_pwc"])
+    assert WORKS in line
+    assert read_record(tmp_path / "c.json")["networks"]["deepshift_mnist_conv"]["input_size"] == [1, 28, 28]
+
+
+def test_an_encoder_that_gives_features_for_each_token_is_trained_on_their_mean():
+    encoder = nn.Sequential(nn.Conv2d(3, 12, 4, 4), nn.Flatten(2))
+    _backward(encoder, (3, 16, 16))
+    assert encoder[0].weight.grad.isfinite().all()
+    assert encoder[0].weight.grad.any()

@@ -36,7 +36,7 @@ from convrepro.coverage_record import (
 )
 from convrepro.errors import ConvReproError
 from convrepro.ops import OPERATORS
-from convrepro.surgery import NothingToReplace, layer_kinds
+from convrepro.surgery import NothingToReplace, SurgeryReport, layer_kinds
 
 PATIENCE = 1800
 """Seconds after which a cell counts as hanging."""
@@ -214,7 +214,7 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def _plain(name: str) -> Plain:
-    network, _ = models.build(name, conv={"name": "standard", "where": "all"}, num_classes=CLASSES)
+    network, _ = _build(name, {"name": "standard", "where": "all"})
     sizes = _input_sizes(network)
     for size in sizes:
         try:
@@ -232,7 +232,7 @@ def _plain(name: str) -> Plain:
 
 def _replaced(name: str, config: Mapping[str, Any], plain: Plain) -> Cell:
     torch.manual_seed(0)
-    network, report = models.build(name, conv=config, num_classes=CLASSES)
+    network, report = _build(name, config)
     _backward(network, plain.input_size)
     for layer in (swap.name for swap in report.replaced if swap.name in plain.trained):
         if parameter := _untrained(network, layer):
@@ -240,6 +240,12 @@ def _replaced(name: str, config: Mapping[str, Any], plain: Plain) -> Cell:
     network.zero_grad()
     macs = complexity.count(network, plain.input_size).total("macs")
     return {"outcome": WORKS, "replaced": len(report.replaced), "macs": macs}
+
+
+def _build(name: str, conv: Mapping[str, Any]) -> tuple[nn.Module, SurgeryReport]:
+    """The network for as many channels as it was made for: those for MNIST take one."""
+    config = timm.get_pretrained_cfg(name)
+    return models.build(name, conv=conv, num_classes=CLASSES, in_chans=config.input_size[0] if config else 3)
 
 
 def _input_sizes(network: nn.Module) -> list[tuple[int, int, int]]:
@@ -253,10 +259,13 @@ def _input_sizes(network: nn.Module) -> list[tuple[int, int, int]]:
 
 
 def _backward(network: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """One forward and one backward pass in training mode, with two images."""
+    """One forward and one backward pass in training mode, with two images; of an encoder that gives features for each
+    token (B, T, C), the mean over tokens stands for the logits.
+    """
     torch.manual_seed(0)
     network.train().zero_grad()
     logits = network(torch.randn(2, *input_size))
+    logits = logits.mean(dim=1) if logits.ndim == 3 else logits
     F.cross_entropy(logits, torch.tensor([0, 1])).backward()
 
 
