@@ -5,8 +5,10 @@ import shutil
 import pytest
 
 from convrepro.audit import audit, render_audit
-from convrepro.evidence import report, write_scoreboard
+from convrepro.evidence import load_evidence, plot_path, report, write_scoreboard
 from convrepro.paths import REPRODUCTIONS, ROOT
+from convrepro.plots.figures import figures
+from convrepro.plots.files import OVERVIEW, overview, read_digest
 from convrepro.statics import count_table, row_count
 from convrepro.tables import list_papers, list_tables, load_table
 
@@ -36,6 +38,19 @@ def test_the_papers_pages_and_the_scoreboard_are_up_to_date(counted, tmp_path):
         assert (root / paper / "README.md").read_text() == (REPRODUCTIONS / paper / "README.md").read_text()
     write_scoreboard(lambda table: counted[table.name], tmp_path / "README.md", root)
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+
+
+def test_the_plots_are_up_to_date(counted):
+    """By the digests of what is drawn, so that another version of matplotlib may draw it a little differently."""
+    tables = [load_table(name) for name in list_tables()]
+    wanted = {
+        plot_path(table.name, figure.kind): figure.digest
+        for table in tables
+        for figure in figures(table, counted[table.name], load_evidence(table)[1])
+    }
+    wanted[REPRODUCTIONS / OVERVIEW] = overview((table, counted[table.name]) for table in tables).digest
+    found = [*REPRODUCTIONS.glob("*/plots/*.svg"), *REPRODUCTIONS.glob("*.svg")]
+    assert {path: read_digest(path) for path in found} == wanted
 
 
 def test_the_audit_is_up_to_date(findings):

@@ -43,3 +43,11 @@ def test_list_count_and_smoke_run_from_an_empty_folder(installed, tmp_path):
     out = convrepro(installed, tmp_path, *words, "budget.train_examples=128", "budget.test_examples=100")
     assert "smoke" in out
     assert list((tmp_path / "runs").rglob("result.json"))
+
+
+def test_the_html_page_and_the_plots_need_nothing_but_the_wheel(installed, tmp_path):
+    assert convrepro(installed, tmp_path, "report", "lecture/se_overhead", "--html", "page.html") == "page.html\n"
+    page = (tmp_path / "page.html").read_text()
+    assert "<svg" in page
+    assert "addEventListener" in page
+    assert "prefers-color-scheme" in page

@@ -2,14 +2,15 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from convrepro.commands import evidence, look, training
-from convrepro.errors import ConvReproError
+from convrepro.commands import cluster, dashboards, evidence, look, timing, training
+from convrepro.errors import ConvReproError, Interrupted
 
 DESCRIPTION = "Reproduces the tables of papers on efficient convolutions, on any timm model."
-GROUPS = (look, training, evidence)
+GROUPS = (look, training, cluster, evidence, dashboards, timing)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,9 +23,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of a command; overrides may stand before, between and after options."""
+    """The arguments of a command; overrides may stand before, between and after options, sbatch's flags behind `--`."""
     command = parser()
-    arguments, rest = command.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    arguments, rest = command.parse_known_args(words[:end])
+    if words[end:]:
+        if not hasattr(arguments, "flags"):
+            command.error(f"`convrepro {arguments.verb}` takes nothing behind --")
+        arguments.flags = words[end + 1 :]
     if rest and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
         command.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -33,10 +40,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 0, with 1 where a run failed, or with 2 and one sentence for bad input."""
+    """Entry point; exits with 0, with 1 where a run failed, with 2 and one sentence for bad input.
+
+    An interrupted run exits as the signal would have it: 128 + its number.
+    """
     arguments = parse(argv)
     try:
         sys.exit(arguments.execute(arguments))
+    except Interrupted as error:
+        print(f"convrepro: {error}", file=sys.stderr)
+        sys.exit(128 + (signal.SIGUSR1 if error.requeue else signal.SIGTERM))
     except ConvReproError as error:
         print(f"convrepro: {error}", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from convrepro.errors import ConvReproError
 
-_SECRET = re.compile(r"api_?key|token|secret|passw|credential|signature|private_?key", re.IGNORECASE)
+_SECRET = re.compile(r"api_?key|token|jwt|secret|passw|credential|signature|private_?key", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([^},\s]+)")
 _URL = re.compile(r"\w+://[^\s'\"]+")
 

@@ -9,8 +9,15 @@ from typing import Any
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "fvcore", "hydra-core", "wandb", "convrepro")
 
 
+#: What git is asked about: everything but collected evidence, which a cluster writes while other runs still start.
+SOURCES = (":(top)", ":(top,exclude)reproductions/*/results")
+
+
 def commit() -> tuple[str | None, bool | None]:
-    """The commit of the source tree that runs and whether it has uncommitted changes; (None, None) outside git."""
+    """The commit of the source tree that runs and whether it has uncommitted changes; (None, None) outside git.
+
+    Evidence that `collect` wrote is no such change: no run reads it.
+    """
     source = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -19,7 +26,9 @@ def commit() -> tuple[str | None, bool | None]:
     try:
         if not git("ls-files", Path(__file__).name).strip():
             return None, None
-        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain", "--untracked-files=no").strip())
+        return git("rev-parse", "HEAD").strip(), bool(
+            git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES).strip()
+        )
     except (OSError, subprocess.CalledProcessError):
         return None, None
 

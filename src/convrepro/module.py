@@ -1,6 +1,5 @@
 """The LightningModule: classification loss, top-1 and top-5, optimizer and schedule from a recipe."""
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from convrepro.errors import ConvReproError
 from convrepro.optim import build_optimizer, build_schedule
 
 #: Spacing between the seeds of two runs: larger than any run's number of steps, so that their random streams differ.
@@ -120,25 +118,26 @@ class Classifier(L.LightningModule):
             self._close_epoch()
 
     def _close_epoch(self) -> None:
-        """One line of history, logged at once; a loss that is not finite ends the run."""
+        """One line of history."""
+        when = {"epoch": self.current_epoch, "step": self.trainer.global_step}
         trained = {"train/loss": self._mean("train"), "lr": self._rate}
-        if not math.isfinite(trained["train/loss"]):
-            raise ConvReproError(
-                f"training diverged: the mean loss of epoch {self.current_epoch} is {trained['train/loss']}; "
-                "lower recipe.optimizer.lr"
-            )
-        self.log_dict({**trained, **self.validated}, rank_zero_only=True)
         seconds = round(time.monotonic() - self._started, 3)
-        self.history.append({"epoch": self.current_epoch, **trained, **self.validated, "seconds": seconds})
+        self.history.append({**when, **trained, **self.validated, "seconds": seconds})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history
         checkpoint["settings"] = self.settings
-        checkpoint["train_sum"] = [float(v) for v in self._sums["train"]]
+        own = torch.tensor([float(value) for value in self._sums["train"]], device=self.device)
+        checkpoint["train_sum"] = self.trainer.strategy.all_gather(own).view(-1, 2).tolist()  # a row a device
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = list(checkpoint["history"])
-        self._sums["train"] = list(checkpoint["train_sum"])
+        sums = torch.tensor(checkpoint["train_sum"]).view(-1, 2)
+        if len(sums) == self.trainer.world_size:
+            own = sums[self.trainer.global_rank]
+        else:  # of another number of devices: the first one takes over all of it
+            own = sums.sum(dim=0) * self.trainer.is_global_zero
+        self._sums["train"] = own.tolist()
 
     def _add(self, split: str, loss: Tensor, examples: int) -> None:
         total = self._sums[split]

@@ -1,8 +1,12 @@
-"""Where the configuration and the papers' tables live: inside an installed wheel, or in the repository."""
+"""Where the configuration and the papers' tables live: inside an installed wheel, or in the repository.
 
+CONVREPRO_TABLES names another folder of tables, `<paper>/<table>.yaml`, whose evidence then goes there too.
+"""
+
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 CONF = ROOT / "conf"
-REPRODUCTIONS = ROOT / "reproductions"
+REPRODUCTIONS = Path(os.environ.get("CONVREPRO_TABLES") or ROOT / "reproductions").absolute()

@@ -14,12 +14,16 @@ from convrepro.tables import Row, Table
 
 @dataclass(frozen=True)
 class Job:
-    """One (row, seed): its folder and the overrides of its `convrepro train` line."""
+    """One (row, seed): its folder and the overrides of its `convrepro train` line.
+
+    source: the folder of the run whose weights this one starts from, if any.
+    """
 
     row: Row
     identity: Identity
     folder: Path
     overrides: list[str]
+    source: Path | None = None
 
     @property
     def line(self) -> str:
@@ -42,10 +46,11 @@ def plan(
             identity = Identity(table.name, row.id + variant, seed, budget)
             overrides = [*table.overrides(row), *extra, f"table={table.name}", f"row={_quoted(identity.row)}"]
             overrides += [f"seed={seed}", f"budget={budget}", f"runs={_quoted(runs)}"]
+            source = None
             if row.weights_from:
                 source = Identity(table.name, row.weights_from + variant, seed, budget).folder(runs)
                 overrides.append(f"weights={_quoted(source / LAST)}")
-            jobs.append(Job(row, identity, identity.folder(runs), overrides))
+            jobs.append(Job(row, identity, identity.folder(runs), overrides, source))
     return jobs
 
 

@@ -1,13 +1,13 @@
 """Runs the jobs of a plan, one after the other."""
 
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from convrepro import train
 from convrepro.config import compose_config
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, Interrupted
 from convrepro.plan import Job
+from convrepro.run_folder import ERROR
 
 Results = dict[str, dict[int, dict[str, Any]]]
 
@@ -27,7 +27,10 @@ def validate(jobs: Sequence[Job]) -> None:
 
 
 def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results, dict[str, str]]:
-    """Run each job; returns results by row and seed, and failures by name. A failed row does not stop the rest."""
+    """Run each job; returns results by row and seed, and failures by name.
+
+    A failed row does not stop the rest; an interruption does, and is raised.
+    """
     results: Results = {}
     failures: dict[str, str] = {}
     for number, job in enumerate(jobs, 1):
@@ -35,12 +38,12 @@ def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results,
         try:
             result = train.run(compose_config(job.overrides), job.overrides, echo)
             results.setdefault(job.row.id, {})[job.identity.seed] = result
+        except Interrupted:
+            raise
         except ConvReproError as error:
             failures[job.identity.name] = str(error)
         except Exception as error:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            (job.folder / "error.txt").write_text(traceback.format_exc())
-            failures[job.identity.name] = f"{type(error).__name__}: {error} (traceback in {job.folder / 'error.txt'})"
+            failures[job.identity.name] = f"{type(error).__name__}: {error} (traceback in {job.folder / ERROR})"
         if job.identity.name in failures:
             echo(f"  failed: {failures[job.identity.name]}")
     return results, failures

@@ -3,38 +3,37 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from convrepro import complexity, models
+from convrepro import complexity, interruption, models
+from convrepro.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.data import ImageData
 from convrepro.environment import describe
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, Interrupted
 from convrepro.identity import Identity, digest, scientific
 from convrepro.module import Classifier
-from convrepro.progress import EpochLine, bar
-from convrepro.result import FILE, LAST, SCHEMA, read_result, write_json
-from convrepro.tracking import RunLogger, build_logger, summary
-from convrepro.weights import is_url, read_checkpoint
+from convrepro.progress import EpochLog, Progress, bar
+from convrepro.result import FILE, LAST, SCHEMA, TornResult, finite, read_result, write_json
+from convrepro.run_folder import hold, rank
+from convrepro.run_summary import STATIC, last_and_best, rules_of, summary
+from convrepro.tracking import RunLogger, build_logger
+from convrepro.weights import is_url
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
-NOISE = r".*does not have many workers.*|.*exists and is not empty.*|.*LeafSpec.*|.*smaller than the logging interval.*"
-STATIC = {
-    "macs": "conv_fc",
-    "params": "params",
-    "multiplications": "multiplications",
-    "shifts": "shifts",
-    "weight_bits": "weight_bits",
-}
+NOISE = (
+    r".*does not have many workers.*|.*exists and is not empty.*|.*LeafSpec.*|.*smaller than the logging interval.*"
+    r"|.*`srun` command is available.*"
+)
 
 
 def identity_of(cfg: DictConfig, overrides: Sequence[str]) -> Identity:
@@ -119,13 +118,35 @@ def loader_batch(cfg: DictConfig) -> int:
 def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] = print) -> dict[str, Any]:
     """Execute the run that `cfg` describes and return its result; a finished one is only read.
 
-    A run that was interrupted continues from its last checkpoint.
+    A run that was interrupted continues from its newest whole checkpoint. Of the processes that train one run together
+    the first alone writes and speaks. Raises Busy where another process is at this run, Interrupted where a signal
+    asked for it (see `interruption`), and ConvReproError for what a user can put right.
     """
     identity = identity_of(cfg, overrides)
     folder = identity.folder(Path(cfg.runs))
-    finished = read_result(folder)
-    if finished:
-        return _same_run(finished, cfg, overrides, folder, echo)
+    first = _first(cfg)
+    echo = echo if first else _silent
+    if finished := _finished(cfg, overrides, folder, echo):
+        return finished
+    if first and (request := interruption.requested()):
+        raise Interrupted(f"interrupted before {identity.name} started", requeue=request == "requeue")
+    with hold(folder) if first else nullcontext():
+        # by now the process that held the folder until a moment ago may have finished the run
+        return _finished(cfg, overrides, folder, echo, repair=first) or _train(cfg, overrides, identity, folder, echo)
+
+
+def _first(cfg: DictConfig) -> bool:
+    """Whether this process is the first of those that train the run, the one that writes and speaks."""
+    return cfg.trainer.devices == cfg.trainer.num_nodes == 1 or rank() == 0
+
+
+def _silent(line: str) -> None:
+    """What other processes than the first have to say."""
+
+
+def _train(
+    cfg: DictConfig, overrides: Sequence[str], identity: Identity, folder: Path, echo: Callable[[str], None]
+) -> dict[str, Any]:
     torch.set_flush_denormal(True)  # squared gradients below 1e-38 made an RMSprop step on a CPU twice as slow
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.monotonic()
@@ -139,7 +160,8 @@ def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] =
     static = {name: counted.total(rule) for name, rule in STATIC.items()}
     echo(f"{identity.name} ({identity.budget}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
-    module, trainer, logger = assemble(cfg, identity, folder, network, static, overrides, echo)
+    progress = Progress(folder, cfg.budget.epochs or cfg.recipe.epochs, echo)
+    module, trainer, logger = assemble(cfg, identity, folder, network, static, overrides, progress)
     with _closing(logger):
         _execute(cfg, trainer, module, data, folder, echo)
         result = {
@@ -153,13 +175,19 @@ def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] =
             "config": _plain(cfg),
             "metrics": _metrics(module),
             "static": static,
+            "counts": {rule: str(counted.total(rule)) for rule in rules_of(cfg.table, cfg.row)},
             "history": module.history,
             "environment": describe(str(trainer.strategy.root_device), cfg.trainer.precision),
-            "time": {"started": started, "seconds": round(time.monotonic() - clock, 1)},
+            "time": {
+                "started": started,
+                "seconds": round(time.monotonic() - clock, 1),
+                "images_per_second": progress.images_per_second,
+            },
         }
+        result = finite(result)
         if trainer.is_global_zero:
-            write_json(folder / FILE, result)
-        if isinstance(logger, RunLogger):
+            _write(folder, result)
+        if logger:
             logger.finish(summary(result))
     last = result["metrics"]["last"]
     echo(f"{identity.name}: top-1 {last['top1']:.2f} %, {result['time']['seconds']:.0f} s, {folder / FILE}")
@@ -173,10 +201,10 @@ def assemble(
     network: torch.nn.Module,
     static: dict[str, int],
     overrides: Sequence[str],
-    echo: Callable[[str], None],
-) -> tuple[Classifier, L.Trainer, Any]:
+    progress: Progress,
+) -> tuple[Classifier, L.Trainer, RunLogger | None]:
     """Module, trainer and logger of a run, all from its configuration."""
-    epochs = cfg.budget.epochs or cfg.recipe.epochs
+    epochs = progress.epochs
     if cfg.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:
@@ -185,8 +213,8 @@ def assemble(
     module = Classifier(
         network, _plain(cfg.recipe), num_classes=cfg.data.num_classes, epochs=epochs, seed=cfg.seed, settings=settings
     )
-    logger = build_logger(_plain(cfg.logger), identity, folder, {**_plain(cfg), "static": static})
-    callbacks: list[Callback] = [*_checkpoints(folder, cfg.trainer.checkpoint_steps), EpochLine(epochs, echo), *bar()]
+    logger = build_logger(_plain(cfg.logger), identity, folder, _plain(cfg), static) if _first(cfg) else None
+    files = WholeFiles()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     arguments = {
         "accelerator": cfg.trainer.accelerator,
@@ -197,8 +225,13 @@ def assemble(
         "deterministic": cfg.trainer.deterministic,
         "accumulate_grad_batches": cfg.trainer.accumulate,
         "max_epochs": epochs,
-        "logger": logger or False,
-        "callbacks": callbacks,
+        "logger": False,
+        "callbacks": [
+            *([EpochLog(logger.catch_up)] if logger else []),
+            Checkpoints(folder, cfg.trainer.checkpoint_steps, files),
+            progress,
+            *bar(),
+        ],
         "enable_progress_bar": bool(bar()),
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
@@ -206,28 +239,25 @@ def assemble(
         "default_root_dir": folder,
     }
     try:
-        return module, L.Trainer(**arguments), logger
+        with _quiet():
+            return module, L.Trainer(plugins=[files, *_cluster()], **arguments), logger
     except (MisconfigurationException, ValueError) as error:
         raise ConvReproError(f"trainer={_plain(cfg.trainer)} does not fit this machine: {error}") from error
 
 
-def _checkpoints(folder: Path, steps: int | None) -> list[Callback]:
-    """Savers of the one checkpoint that a run continues from: after each epoch, and every so many steps if asked."""
-    common = {"dirpath": folder, "filename": Path(LAST).stem, "enable_version_counter": False}
-    savers = [ModelCheckpoint(**common, every_n_epochs=1, save_on_train_epoch_end=True)]
-    if steps:
-        savers.append(ModelCheckpoint(**common, every_n_train_steps=steps, save_on_train_epoch_end=False))
-    return savers
+def _cluster() -> list[SLURMEnvironment]:
+    """What Lightning finds out about SLURM by itself, without its handler that saves in the middle of a step."""
+    found = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if found else []
 
 
 def _execute(
     cfg: DictConfig, trainer: L.Trainer, module: Classifier, data: ImageData, folder: Path, echo: Callable[[str], None]
 ) -> None:
-    checkpoint = _resumable(folder / LAST, module.settings) if cfg.train else None
+    checkpoint = resumable(folder, module.settings, echo) if cfg.train else None
     if checkpoint:
         echo(f"resumes from {checkpoint}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=NOISE)
+    with _quiet():
         if cfg.train:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         else:
@@ -236,27 +266,9 @@ def _execute(
         raise KeyboardInterrupt
 
 
-def _resumable(path: Path, settings: dict[str, Any]) -> Path | None:
-    """The checkpoint that this run continues from, if any; raises where it is torn or of a run with other settings."""
-    if not path.exists():
-        return None
-    try:
-        saved = read_checkpoint(path)["settings"]
-    except (ConvReproError, KeyError) as error:
-        raise ConvReproError(f"{path} is no checkpoint to continue from ({error}); delete it to start anew") from error
-    if saved != settings:
-        raise ConvReproError(f"{path} is of a run with other settings ({saved} instead of {settings}); move it away")
-    return path
-
-
 def _metrics(module: Classifier) -> dict[str, dict[str, float]]:
-    """Last and best epoch by top-1; of an evaluation both are the one measurement."""
-    epochs = module.history or [{"epoch": None, **module.validated}]
-
-    def pick(line: dict[str, Any]) -> dict[str, Any]:
-        return {"epoch": line["epoch"], **{k: line[f"val/{k}"] for k in ("top1", "top5", "loss")}}
-
-    return {"last": pick(epochs[-1]), "best": pick(max(epochs, key=lambda line: line["val/top1"]))}
+    """Those of the last and of the best epoch; of an evaluation both are the one measurement."""
+    return last_and_best(module.history or [{"epoch": None, **module.validated}])
 
 
 def _recorded(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -264,9 +276,25 @@ def _recorded(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
     return [o for o in scientific(overrides) if not (cfg.table and o.startswith("weights=") and not is_url(o))]
 
 
-def _same_run(
-    finished: dict[str, Any], cfg: DictConfig, overrides: Sequence[str], folder: Path, echo: Callable[[str], None]
-) -> dict[str, Any]:
+def _finished(
+    cfg: DictConfig, overrides: Sequence[str], folder: Path, echo: Callable[[str], None], repair: bool = False
+) -> dict[str, Any] | None:
+    """The result in `folder` of this very run, or None; with `repair` a torn one is moved out of the way.
+
+    A torn one is no loss where it can be made again without training twice: from the last checkpoint, which holds the
+    history, or by evaluating again. Elsewhere the error is for the user to decide.
+    """
+    try:
+        finished = read_result(folder)
+    except TornResult as error:
+        if cfg.train and not (folder / LAST).exists():
+            raise ConvReproError(f"{error}, and there is no checkpoint: move it away to train anew") from error
+        if repair:
+            torn = (folder / FILE).rename(folder / f"{FILE}.torn")
+            echo(f"{error}: moved to {torn.name}, and made again without training")
+        return None
+    if not finished:
+        return None
     wanted = _recorded(cfg, overrides)
     if sorted(finished["overrides"]) != sorted(wanted):
         raise ConvReproError(
@@ -277,14 +305,29 @@ def _same_run(
     return finished
 
 
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    try:
+        write_json(folder / FILE, result)
+    except ConvReproError as error:
+        whole = f"{folder / LAST} is whole, and the same command goes on from it without training again"
+        raise ConvReproError(f"{error}; {whole}" if (folder / LAST).exists() else str(error)) from error
+
+
 @contextmanager
-def _closing(logger: Any) -> Any:
-    """Tell W&B that the run failed where it did."""
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=NOISE)
+        yield
+
+
+@contextmanager
+def _closing(logger: RunLogger | None) -> Iterator[None]:
+    """Tell W&B that the run failed where it did, or that it is going to be continued."""
     try:
         yield
-    except BaseException:
-        if isinstance(logger, RunLogger):
-            logger.finish({}, exit_code=1)
+    except BaseException as error:
+        if logger:
+            logger.fail(error)
         raise
 
 

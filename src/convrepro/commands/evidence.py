@@ -2,9 +2,17 @@
 
 import argparse
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from convrepro.commands.look import status_line
+from convrepro.errors import ConvReproError
+from convrepro.paths import REPRODUCTIONS, ROOT
+
+if TYPE_CHECKING:
+    from convrepro.tables import Statics, Table
+
+PAGE = "convrepro.html"
 
 
 def add(verbs: Any) -> None:
@@ -15,7 +23,10 @@ def add(verbs: Any) -> None:
     verb.set_defaults(execute=_collect)
 
     verb = verbs.add_parser("report", help="write the papers' README pages and the scoreboard from the evidence")
-    verb.add_argument("papers", nargs="*", help="default: all")
+    verb.add_argument("names", nargs="*", metavar="PAPER|PAPER/TABLE", help="default: all papers")
+    verb.add_argument("--plots", action="store_true", help="draw the plots too; of tables, draw them only")
+    verb.add_argument("--png", action="store_true", help="with --plots: PNG beside SVG")
+    verb.add_argument("--html", nargs="?", const=PAGE, metavar="FILE", help=f"write one HTML page instead ({PAGE})")
     verb.add_argument("--audit", action="store_true", help="write AUDIT.md instead: every static value, recounted")
     verb.set_defaults(execute=_report)
 
@@ -34,6 +45,8 @@ def _collect(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if arguments.png and not arguments.plots:
+        raise ConvReproError("--png goes with --plots")
     if arguments.audit:
         from convrepro.audit import write_audit
         from convrepro.statics import row_count
@@ -41,17 +54,68 @@ def _report(arguments: argparse.Namespace) -> int:
         print(write_audit(row_count))
         return 0
     from convrepro.evidence import report, write_scoreboard
-    from convrepro.statics import count_table
     from convrepro.tables import list_papers
 
+    names = arguments.names or list_papers()
+    tables, count = _tables_of(names), _counter()
+    if arguments.html:
+        return _page(tables, count, arguments.html)
+    papers = [name for name in names if "/" not in name]
+    if arguments.plots:
+        _plots(tables, count, whole=not arguments.names, png=arguments.png)
+    elif len(papers) < len(names):
+        raise ConvReproError("pages are of whole papers; of a table there are its plots (--plots) and --html")
+    for paper in papers:
+        print(report(paper, count))
+    if papers and REPRODUCTIONS.parent == ROOT:
+        print(write_scoreboard(count))
+    return 0
+
+
+def _tables_of(names: Sequence[str]) -> list["Table"]:
+    """The tables that are named, or are of a paper that is; raises ConvReproError for an unknown name."""
+    from convrepro.evidence import paper_tables
+    from convrepro.tables import load_table
+
+    return [table for name in names for table in ([load_table(name)] if "/" in name else paper_tables(name))]
+
+
+def _counter() -> Callable[["Table"], "Statics"]:
+    """Counts tables, each once."""
     counted = {}
 
-    def count(table):
+    def count(table: "Table") -> "Statics":
+        from convrepro.statics import count_table
+
         if table.name not in counted:
             counted[table.name] = count_table(table, status_line)
         return counted[table.name]
 
-    for paper in arguments.papers or list_papers():
-        print(report(paper, count))
-    print(write_scoreboard(count))
+    return count
+
+
+def _plots(tables: Sequence["Table"], count: Callable, whole: bool, png: bool) -> None:
+    from convrepro.evidence import load_evidence
+    from convrepro.plots.files import write_overview, write_plots
+
+    for table in tables:
+        for path in write_plots(table, count(table), load_evidence(table)[1], png=png):
+            print(path)
+    if whole:
+        for path in write_overview(((table, count(table)) for table in tables), png=png):
+            print(path)
+
+
+def _page(tables: Sequence["Table"], count: Callable, file: str) -> int:
+    from pathlib import Path
+
+    from convrepro.evidence import load_evidence, load_proxies
+    from convrepro.page import Entry, render_page
+
+    path = Path(file)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConvReproError(f"{path} cannot be written: it is a folder, or in none")
+    entries = [Entry(table, count(table), load_evidence(table)[1], load_proxies(table)) for table in tables]
+    path.write_text(render_page(entries), encoding="utf-8")
+    print(path)
     return 0

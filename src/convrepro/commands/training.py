@@ -4,10 +4,13 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from convrepro import interruption
 from convrepro.commands.look import status_line
 from convrepro.errors import ConvReproError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from convrepro.plan import Job
     from convrepro.tables import Table
 
@@ -35,8 +38,11 @@ def add_selection(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seeds", default="", help="other seeds than the table's, comma-separated")
 
 
-def selected(arguments: argparse.Namespace) -> "tuple[Table, list[Job]]":
-    """The table and the jobs that `add_selection`'s words choose; raises ConvReproError for what does not exist."""
+def selected(arguments: argparse.Namespace, runs: "Path | None" = None) -> "tuple[Table, list[Job]]":
+    """The table and the jobs that `add_selection`'s words choose, with folders in `runs` (default: as configured).
+
+    Raises ConvReproError for what does not exist.
+    """
     from pathlib import Path
 
     from convrepro.config import compose_config
@@ -44,7 +50,7 @@ def selected(arguments: argparse.Namespace) -> "tuple[Table, list[Job]]":
     from convrepro.tables import load_table
 
     table = load_table(arguments.table)
-    runs = Path(compose_config(arguments.overrides).runs)
+    runs = runs or Path(compose_config(arguments.overrides).runs)
     seeds = _integers("--seeds", arguments.seeds) or table.seeds
     rows = [row for row in arguments.rows.split(",") if row]
     return table, plan(table, budget=arguments.budget, rows=rows, seeds=seeds, extra=arguments.overrides, runs=runs)
@@ -63,6 +69,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
+    interruption.listen()
     from convrepro.train import run
 
     run(cfg, arguments.overrides)
@@ -74,6 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print("\n".join(job.line for job in jobs))
         return 0
+    interruption.listen()
     from convrepro.runner import run_jobs, validate
     from convrepro.statics import count_table
     from convrepro.tables import render_table

@@ -1,5 +1,6 @@
 """Sets that are folders of image files, one folder for each class, such as ImageNet."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,22 @@ class FolderSource:
             num_workers=self._num_workers,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # it would draw from the global one
+            worker_init_fn=_outlast,
         )
-        for images, labels in loader:
+        for images, labels in _sentences(loader):
             images = images.to(self._device, non_blocking=True).permute(0, 2, 3, 1)
             yield self._normalize(images), labels.to(self._device)
+
+
+def _outlast(worker: int) -> None:
+    """Have a worker go on where a cluster sends SIGTERM to all processes: the one that trains decides when to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _sentences(loader: DataLoader) -> Iterator[list[Tensor]]:
+    """The loader's batches; a worker's ConvReproError without the traceback that it comes back with."""
+    try:
+        yield from loader
+    except ConvReproError as error:
+        sentence = str(error).rpartition(f"{ConvReproError.__name__}: ")[2].strip()
+        raise ConvReproError(sentence) from error

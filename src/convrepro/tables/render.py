@@ -40,13 +40,15 @@ PLAIN_WIDTH = 120
 Grid = tuple[list[tuple[str, str]], list[list[str]]]
 
 
-def _published(cell: Cell) -> str:
+def published_text(cell: Cell) -> str:
+    """What the paper prints, recalled values with their mark."""
     if cell.published is None:
         return NONE
     return f"{'' if cell.published.decides else '~'}{cell.published.value}"
 
 
-def _ours(cell: Cell) -> str:
+def ours_text(cell: Cell) -> str:
+    """Our figure; of runs their mean, spread and number."""
     if not cell.runs:
         return cell.ours
     spread = f" ±{cell.spread}" if cell.spread else ""
@@ -54,14 +56,16 @@ def _ours(cell: Cell) -> str:
     return f"{label}{cell.ours}{spread} ({cell.runs})"
 
 
-def _delta(cell: Cell) -> str:
+def delta_text(cell: Cell) -> str:
+    """Ours minus published, in parentheses against a recalled value; `ok` for the same digits."""
     if cell.verdict == "static-ok":
         return "ok"
     recalled = cell.published is not None and not cell.published.decides
     return f"({cell.delta})" if cell.delta and recalled else cell.delta
 
 
-def _titles(metric: Metric, published: bool) -> tuple[str, ...]:
+def column_titles(metric: Metric, published: bool) -> tuple[str, ...]:
+    """The columns of a metric; of one without any published value ours alone."""
     if isinstance(metric, NotMeasured):
         return ("paper",)
     return ("paper", "ours", "Δ") if published else ("ours",)
@@ -77,7 +81,7 @@ def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Resul
     for name, published in names.items():
         unit = table.metrics[name].unit
         group = name if unit == "1" else f"{name} ({unit})"
-        header += [(group, title) for title in _titles(table.metrics[name], published)]
+        header += [(group, title) for title in column_titles(table.metrics[name], published)]
     lines = []
     for row in table.rows:
         if row.quoted and not row.published.keys() & names:
@@ -85,13 +89,14 @@ def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Resul
         cells = {name: judge(table, row, table.metrics[name], statics, results) for name in names}
         line = [row.label]
         for name, cell in cells.items():
-            texts = {"paper": _published(cell), "ours": _ours(cell), "Δ": _delta(cell)}
-            line += [texts[title] for title in _titles(table.metrics[name], names[name])]
+            texts = {"paper": published_text(cell), "ours": ours_text(cell), "Δ": delta_text(cell)}
+            line += [texts[title] for title in column_titles(table.metrics[name], names[name])]
         lines.append([*line, row_verdict(table, row, cells)])
     return [*header, ("", "verdict")], lines
 
 
-def _claim_line(verdict: ClaimVerdict) -> list[str]:
+def claim_line(verdict: ClaimVerdict) -> list[str]:
+    """A claim, its relation, and what it comes to on our values and on the paper's."""
     ours = f"{verdict.ours} ({verdict.ours_delta})" if verdict.ours_delta else verdict.ours
     paper = f"{verdict.paper} ({verdict.paper_delta})" if verdict.paper_delta else verdict.paper
     return [verdict.claim.text, _bounds(verdict.claim), ours, f"~{paper}" if verdict.recalled else paper]
@@ -108,10 +113,11 @@ def _bounds(claim: Claim) -> str:
 
 def _claims(table: Table, statics: Statics, results: Results) -> Grid:
     header = [("", title) for title in ("claim", "relation", "ours", "paper")]
-    return header, [_claim_line(judge_claim(table, c, statics, results)) for c in table.claims]
+    return header, [claim_line(judge_claim(table, c, statics, results)) for c in table.claims]
 
 
-def _legend(lines: Iterable[Sequence[str]]) -> list[str]:
+def legend_of(lines: Iterable[Sequence[str]]) -> list[str]:
+    """What the marks mean that are in the cells."""
     cells = [cell for line in lines for cell in line[1:]]
     return [text for mark, text in LEGEND.items() if any(re.search(mark, cell) for cell in cells)]
 
@@ -123,7 +129,7 @@ def describe_source(source: Source) -> str:
     return f"{source.paper}{where}, {number}"
 
 
-def _remarks(table: Table) -> dict[str, list[str]]:
+def remarks(table: Table) -> dict[str, list[str]]:
     """What is to be said below a table: heading -> items."""
 
     def of(word: str) -> list[str]:
@@ -221,11 +227,11 @@ def _plain(grid: Grid, paint: Callable[[str, bool], str] = lambda text, colored:
 def _markdown(table: Table, main: Grid, claims: Grid) -> str:
     lines = [f"## {table.title}", "", f"`{table.name}`: {describe_source(table.source)}. {table.question}", ""]
     lines += markdown_grid(main)
-    if legend := _legend(main[1]):
+    if legend := legend_of(main[1]):
         lines += ["", "; ".join(legend) + "."]
     if claims[1]:
         lines += ["", *markdown_grid(claims)]
-    for heading, items in _remarks(table).items():
+    for heading, items in remarks(table).items():
         lines += ["", f"**{heading}**", "", *(f"- {' '.join(item.split())}" for item in items)]
     return "\n".join(lines) + "\n"
 
@@ -249,7 +255,7 @@ def _text(table: Table, blocks: Sequence[Grid], claims: Grid, columns: int, term
         console.print()
         for line in _plain(block, paint):
             console.print(line, no_wrap=True, crop=False, overflow="ignore")
-    if legend := _legend(line for _, lines in blocks for line in lines):
+    if legend := legend_of(line for _, lines in blocks for line in lines):
         console.print()
         console.print(*(escape(text.replace("`", "")) for text in legend), sep="\n", style="dim")
     if claims[1]:
@@ -257,7 +263,7 @@ def _text(table: Table, blocks: Sequence[Grid], claims: Grid, columns: int, term
         for line in claims[1]:
             grid.add_row(escape(line[0]), *map(paint, line[1:]))
         console.print(grid)
-    for heading, items in _remarks(table).items():
+    for heading, items in remarks(table).items():
         console.print(f"\n[bold]{heading}[/]")
         for item in items:
             console.print(Padding(escape(" ".join(item.split())), (0, 0, 0, 2)))
@@ -290,14 +296,19 @@ def _words(counts: Mapping[str, int], names: Mapping[str, str]) -> str:
     return ", ".join(f"{counts[key]} {word}" for key, word in names.items() if counts.get(key)) or NONE
 
 
-def render_proxies(table: Table, proxies: Mapping[str, Results]) -> str:
-    """Runs on other data or with fewer epochs, by their label, in markdown: values only, compared with nothing."""
+def proxies_grid(table: Table, proxies: Mapping[str, Results]) -> Grid:
+    """Runs on other data or with fewer epochs, by their label: values only, compared with nothing."""
     metrics = [m for m in table.metrics.values() if isinstance(m, Trained)]
     header = [("", "row"), *(("", f"{label}: {m.name} ({m.unit})") for label in proxies for m in metrics)]
 
     def line(row: Row) -> list[str]:
         cells = [judge(table, row, m, {}, results) for results in proxies.values() for m in metrics]
-        return [row.label, *(_ours(cell).removeprefix("proxy ") for cell in cells)]
+        return [row.label, *(ours_text(cell).removeprefix("proxy ") for cell in cells)]
 
     rows = {runs for results in proxies.values() for runs in results}
-    return "\n".join(markdown_grid((header, [line(r) for r in table.rows if r.id in rows]))) + "\n"
+    return header, [line(r) for r in table.rows if r.id in rows]
+
+
+def render_proxies(table: Table, proxies: Mapping[str, Results]) -> str:
+    """`proxies_grid` in markdown."""
+    return "\n".join(markdown_grid(proxies_grid(table, proxies))) + "\n"

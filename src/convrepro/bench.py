@@ -1,0 +1,227 @@
+"""Time beside MACs: a network against the dense one whose place it takes, both timed in turns in one process.
+
+The clock of a machine under other load drifts by more than the operators differ. So candidate and baseline take turns,
+in an order that is reversed from round to round; what counts is the ratio within a round, its median and quartiles.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn import functional as F
+
+from convrepro import train
+from convrepro.config import compose_config
+from convrepro.environment import describe
+from convrepro.errors import ConvReproError
+from convrepro.tables import Table
+
+MODES = ("train", "inference")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to time: images in a batch, threads (0: torch's own choice), memory format, rounds, and what."""
+
+    batch_size: int = 128
+    threads: int = 0
+    channels_last: bool = True
+    rounds: int = 7
+    modes: tuple[str, ...] = MODES
+
+    def __post_init__(self) -> None:
+        for word, least in (("batch_size", 1), ("threads", 0), ("rounds", 1)):
+            if getattr(self, word) < least:
+                raise ConvReproError(f"{word}={getattr(self, word)} must be at least {least}")
+        if unknown := set(self.modes) - set(MODES):
+            raise ConvReproError(f"{min(unknown)!r} cannot be timed; valid: {', '.join(MODES)}")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of the candidate over the baseline's: median and quartiles over the rounds; seconds are medians."""
+
+    median: float
+    low: float
+    high: float
+    seconds: float
+    baseline_seconds: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A network against its baseline.
+
+    macs_ratio: its MACs over the baseline's. ratios: by mode. other_load: cores that other processes kept busy.
+    """
+
+    name: str
+    baseline: str
+    macs_ratio: float
+    ratios: dict[str, Ratio]
+    other_load: float | None
+
+    def realised(self, mode: str) -> float:
+        """The measured speed-up as a share of the speed-up by MACs."""
+        return self.macs_ratio / self.ratios[mode].median
+
+
+def bench_table(table: Table, rows: Sequence[str], setting: Setting, watch: Callable[[Timing], None]) -> list[Timing]:
+    """Each row against its baseline: the same network with standard convolutions; where the row replaces none, the
+    table's first row. Raises ConvReproError for a row that the table lacks or that is not a network of its own.
+    """
+    able = {row.id: row for row in table.rows if not row.quoted and not row.layers}
+    if unknown := [row for row in rows if row not in able]:
+        raise ConvReproError(f"{table.name} has no row {unknown[0]!r} to time; valid: {', '.join(able) or 'none'}")
+    first = next(iter(able.values()), None)
+    timings = []
+    for row in able.values():
+        if (rows and row.id not in rows) or first is None:
+            continue
+        cfg = compose_config(table.overrides(row))
+        dense = _dense(table.overrides(row))
+        if dense is None and row is first:
+            continue
+        name, base = ("standard", dense) if dense else (first.id, compose_config(table.overrides(first)))
+        timings.append(compare(row.id, cfg, name, base, setting))
+        watch(timings[-1])
+    return timings
+
+
+def bench_network(overrides: Sequence[str], setting: Setting) -> Timing:
+    """The network that `overrides` describe against the same with standard convolutions.
+
+    Raises ConvReproError where it replaces no convolution.
+    """
+    dense = _dense(overrides)
+    if dense is None:
+        raise ConvReproError(
+            "conv=standard replaces nothing; name an operator to time against it, such as conv=hetconv"
+        )
+    cfg = compose_config(overrides)
+    return compare(f"{cfg.model} {cfg.conv.name}", cfg, "standard", dense, setting)
+
+
+def _dense(overrides: Sequence[str]) -> DictConfig | None:
+    """The configuration with standard convolutions, or None where it has them already."""
+    if compose_config(overrides).conv.name == "standard":
+        return None
+    return compose_config([o for o in overrides if not o.lstrip("+").startswith(("conv=", "conv.", "se_reduction="))])
+
+
+def compare(name: str, cfg: DictConfig, base_name: str, base: DictConfig, setting: Setting) -> Timing:
+    """Time the networks of `cfg` and `base` in turns, on random images of their data's shape."""
+    for configuration in (cfg, base):
+        configuration.weights = None
+    with _threads(setting.threads):
+        networks = [train.build_network(c)[0] for c in (cfg, base)]
+        counts = [
+            train.count_network(network, c, c.data.image_size).total("conv_fc")
+            for network, c in zip(networks, (cfg, base), strict=True)
+        ]
+        before = _busy()
+        ratios = {}
+        for mode in setting.modes:
+            steps = [_step(network, c, mode, setting) for network, c in zip(networks, (cfg, base), strict=True)]
+            ratios[mode] = _in_turns(*steps, setting.rounds)
+        return Timing(name, base_name, counts[0] / counts[1], ratios, _others(before))
+
+
+def _step(network: nn.Module, cfg: DictConfig, mode: str, setting: Setting) -> Callable[[], None]:
+    """One training step (forward, backward, SGD with momentum) or one evaluation of a batch."""
+    shape = (setting.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
+    images, labels = torch.randn(shape), torch.randint(cfg.data.num_classes, shape[:1])
+    if setting.channels_last:
+        network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+
+    def evaluate() -> None:
+        network.eval()
+        with torch.inference_mode():
+            network(images)
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def learn() -> None:
+        network.train()
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+    return learn if mode == "train" else evaluate
+
+
+def _in_turns(candidate: Callable[[], None], baseline: Callable[[], None], rounds: int) -> Ratio:
+    seconds: dict[Callable[[], None], list[float]] = {candidate: [], baseline: []}
+    for number in range(rounds + 1):
+        for step in (candidate, baseline) if number % 2 else (baseline, candidate):
+            started = time.perf_counter()
+            step()
+            if number:  # the first round warms up
+                seconds[step].append(time.perf_counter() - started)
+    ratios = [own / other for own, other in zip(seconds[candidate], seconds[baseline], strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    own, other = (statistics.median(seconds[step]) for step in (candidate, baseline))
+    return Ratio(median, low, high, own, other)
+
+
+@contextmanager
+def _threads(number: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _busy() -> tuple[float, float, float] | None:
+    """(clock, our CPU seconds, everybody's CPU seconds); None where the system does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    idle = int(fields[3]) + int(fields[4])
+    everybody = (sum(map(int, fields[:8])) - idle) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), time.process_time(), everybody
+
+
+def _others(before: tuple[float, float, float] | None) -> float | None:
+    """Cores that others kept busy since `before`."""
+    after = _busy()
+    if before is None or after is None:
+        return None
+    clock, own, everybody = (b - a for a, b in zip(before, after, strict=True))
+    return round(max(everybody - own, 0) / clock, 2)
+
+
+def record(what: str, timings: Sequence[Timing], setting: Setting) -> dict[str, Any]:
+    """A JSON-ready account of the timings with where and how they were obtained."""
+    return {
+        "schema": 1,
+        "what": what,
+        "setting": asdict(setting),
+        "timings": [{**asdict(t), "realised": {mode: t.realised(mode) for mode in t.ratios}} for t in timings],
+        "environment": {**describe("cpu", "32-true"), "threads": setting.threads or torch.get_num_threads()},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def line(timing: Timing) -> str:
+    """What a person reads of a timing."""
+    parts = [f"{timing.name:20} MACs x {timing.macs_ratio:.3f}"]
+    for mode, ratio in timing.ratios.items():
+        parts.append(
+            f"{mode} x {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), {1000 * ratio.seconds:.1f} ms, "
+            f"realised {100 * timing.realised(mode):.0f} %"
+        )
+    load = "" if timing.other_load is None else f"  other load {timing.other_load:.2f}"
+    return f"{'  '.join(parts)}  against {timing.baseline}{load}"

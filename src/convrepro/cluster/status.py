@@ -1,0 +1,190 @@
+"""Where each run of a table stands, from the run folders, the submissions and Slurm's queue; without Slurm too."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convrepro.cluster.manifest import Submission
+from convrepro.cluster.scripts import first_run
+from convrepro.cluster.slurm import Queued
+from convrepro.cluster.submission import live_runs
+from convrepro.environment import commit
+from convrepro.plan import Job
+from convrepro.run_folder import RunState, state
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+#: What a cell may begin with, and its colour.
+KINDS = {
+    "done": "green",
+    "running": "cyan",
+    "starting": "cyan",
+    "ending": "cyan",
+    "pending": "",
+    "started": "yellow",
+    "missing": "dim",
+    "failed": "red",
+    "lost": "red",
+}
+#: Those that will change without anybody's doing.
+ACTIVE = ("running", "starting", "ending", "pending")
+#: Minutes without a word after which a running task is said to be silent.
+SILENT = 10
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one run stands.
+
+    kind: of `KINDS`; a run is `lost` where it was queued, is no longer, and left neither a result nor an error.
+    detail: top-1, progress, or what it waits for; reason: why there is no result, where it ended without one.
+    """
+
+    kind: str
+    detail: str = ""
+    reason: str = ""
+    requeued: int = 0
+
+    def __str__(self) -> str:
+        again = f"requeued {self.requeued}x" if self.requeued else ""
+        return f"{self.kind} {', '.join(text for text in (self.detail, again) if text)}".strip()
+
+    @property
+    def why(self) -> str:
+        """The reason why there is no result yet."""
+        return f"{self.kind}: {self.reason or self.detail or 'no result'}"
+
+
+def survey(
+    jobs: Sequence[Job], submitted: Sequence[Submission], queue: Sequence[Queued] | None
+) -> dict[tuple[str, int], Standing]:
+    """The standing of each job by row and seed; `queue` is None where Slurm could not be asked."""
+    live = live_runs(submitted, queue or ())
+    logs = {Path(e.folder): log for s in submitted for e, log in zip(s.entries, logs_of(s), strict=True)}
+    return {
+        (job.row.id, job.identity.seed): _standing(
+            state(job.folder), live.get(job.folder), logs.get(job.folder), asked=queue is not None
+        )
+        for job in jobs
+    }
+
+
+def logs_of(submission: Submission) -> list[Path]:
+    """The log of each run of a submission, in the order of its manifest."""
+    firsts = sorted(first for script in submission.folder.glob("*.sh") if (first := first_run(script)) is not None)
+    return [
+        submission.log(f"runs-{first}", index - first)
+        for first, last in zip(firsts, [*firsts[1:], len(submission.entries)], strict=True)
+        for index in range(first, last)
+    ]
+
+
+def _standing(run: RunState, queued: Queued | None, log: Path | None, *, asked: bool) -> Standing:
+    if run.result is not None:
+        return Standing("done", f"{run.result['metrics']['last']['top1']:.2f}")
+    progress = run.progress or {}
+    if queued:
+        return _queued(queued, progress)
+    again = progress.get("restarts", 0)
+    if run.kind == "failed":
+        return Standing("failed", "", f"{run.error}{_see(log)}", again)
+    outside = log is None or (progress and not progress.get("job"))
+    if run.kind == "started" and (outside or not asked):
+        place = f"pid {progress.get('pid')} on {progress.get('host')}, last word {progress.get('updated')}"
+        return Standing("started", _pace(progress), place if progress else "by somebody", again)
+    if asked and log is not None:
+        return Standing("lost", "", f"no longer queued, no result; {_last_line(log)}{_see(log)}", again)
+    return Standing("missing", "", "not started" if log else "never submitted")
+
+
+def _queued(queued: Queued, progress: Mapping[str, Any]) -> Standing:
+    if queued.state == "PENDING":
+        return Standing("pending", queued.reason, requeued=queued.requeued)
+    if queued.state == "RUNNING":
+        if (progress.get("job"), progress.get("restarts")) == (queued.job, queued.requeued):
+            return Standing("running", _pace(progress), requeued=queued.requeued)
+        return Standing("starting", requeued=queued.requeued)
+    if queued.state == "COMPLETING":
+        return Standing("ending", requeued=queued.requeued)
+    return Standing("pending", queued.state.lower(), requeued=queued.requeued)
+
+
+def _pace(progress: Mapping[str, Any]) -> str:
+    """`12/160, 2.1k/s, 1:20:05 left` of a `progress.json`, as much of it as there is."""
+    parts = []
+    if progress.get("epochs"):
+        parts.append(f"{min(progress['epoch'] + 1, progress['epochs'])}/{progress['epochs']}")
+    if speed := progress.get("images_per_second"):
+        parts.append(f"{speed / 1000:.1f}k/s" if speed >= 1000 else f"{speed:.0f}/s")
+    if (left := progress.get("left_seconds")) is not None:
+        parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+    if (silent := _minutes_since(progress.get("updated"))) >= SILENT:
+        parts.append(f"silent for {silent} min")
+    return ", ".join(parts)
+
+
+def _minutes_since(moment: str | None) -> int:
+    try:
+        return int((datetime.now(UTC) - datetime.fromisoformat(moment or "")).total_seconds() // 60)
+    except (ValueError, TypeError):
+        return 0
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return "it has no log"
+    return f"its log ends: {next((line.strip() for line in reversed(lines) if line.strip()), 'empty')}"
+
+
+def _see(log: Path | None) -> str:
+    return f" ({log})" if log and log.exists() else ""
+
+
+def heading(table: str, budget: str, submitted: Sequence[Submission]) -> list[str]:
+    """What stands above the table: the newest submission, and whether the source tree has moved since."""
+    if not submitted or not submitted[-1].entries:
+        return [f"{table}, budget {budget}: no submission"]
+    entry = submitted[-1].entries[0]
+    lines = [f"{table}, budget {budget}: submission {submitted[-1].number} at commit {(entry.commit or 'unknown')[:7]}"]
+    revision, _ = commit()
+    if revision != entry.commit:
+        lines.append(
+            f"the tree is at {(revision or 'unknown')[:7]} now: runs that start from here on are of that commit"
+        )
+    return lines
+
+
+def counts(standings: Mapping[tuple[str, int], Standing]) -> str:
+    """`36 runs: 20 done, 3 running, 13 pending`."""
+    kinds = Counter(standing.kind for standing in standings.values())
+    return f"{len(standings)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
+
+
+def unfinished(standings: Mapping[tuple[str, int], Standing], kinds: Sequence[str] = tuple(KINDS)) -> list[str]:
+    """A line for each run of these kinds that has no result: row, seed, reason."""
+    wanted = [(key, s) for key, s in standings.items() if s.kind in kinds and s.kind != "done"]
+    return [f"{row}, seed {seed}: {standing.why}" for (row, seed), standing in wanted]
+
+
+def render(title: Sequence[str], standings: Mapping[tuple[str, int], Standing]) -> "RenderableType":
+    """Rows by seeds; below, how many of each kind, and why those failed that did."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    seeds = sorted({seed for _, seed in standings})
+    grid = Table("row", *(f"seed {seed}" for seed in seeds), box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in dict.fromkeys(row for row, _ in standings):
+        cells = [standings.get((row, seed)) for seed in seeds]
+        grid.add_row(row, *(Text(str(cell), KINDS[cell.kind]) if cell else "" for cell in cells))
+    bad = unfinished(standings, ("failed", "lost"))
+    return Group(*map(Text, title), grid, Text(counts(standings)), *(Text(line, "red") for line in bad))

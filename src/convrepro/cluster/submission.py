@@ -1,0 +1,230 @@
+"""From a table's jobs to job arrays in the queue: what is left to do, in which order, on which machines."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from convrepro.cluster import slurm
+from convrepro.cluster.manifest import Entry, Request, Submission, home, next_number, submissions, write
+from convrepro.cluster.scripts import Array, Shape, array_script, collect_script, first_run
+from convrepro.cluster.site import Site
+from convrepro.config import compose_config
+from convrepro.environment import commit
+from convrepro.errors import ConvReproError
+from convrepro.identity import scientific
+from convrepro.locks import exclusive
+from convrepro.plan import Job
+from convrepro.run_folder import state
+
+#: MaxArraySize where a dry run has no Slurm to ask; it is Slurm's default.
+DEFAULT_ARRAY_SIZE = 1001
+COLLECT = "collect.sh"
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a submission has to do: the jobs to queue, how many are finished, and which are in the queue by folder."""
+
+    jobs: list[Job]
+    finished: int
+    live: Mapping[Path, slurm.Queued]
+
+
+def live_runs(submitted: Sequence[Submission], queue: Sequence[slurm.Queued]) -> dict[Path, slurm.Queued]:
+    """The runs of submissions that are in the queue, by run folder."""
+    known = {submission.folder: submission for submission in submitted}
+    found = {}
+    for queued in queue:
+        submission, first = known.get(queued.script.parent), first_run(queued.script)
+        if submission and first is not None and queued.position is not None:
+            found[Path(submission.entries[first + queued.position].folder)] = queued
+    return found
+
+
+def submit(
+    jobs: Sequence[Job], request: Request, site: Site, runs: Path, echo: Callable[[str], None], *, dry_run: bool
+) -> None:
+    """Queue what of `jobs` is neither finished nor queued: arrays of them, and a job that collects.
+
+    Every row is validated first. Raises ConvReproError where one would fail, or where Slurm refuses; then nothing of
+    this submission is queued. A dry run prints the scripts and writes nothing, with or without Slurm.
+    """
+    from convrepro.runner import validate
+
+    place = home(runs, request.table)
+    queue, size = _cluster(echo, dry_run=dry_run)
+    left = remaining(jobs, place, queue)
+    echo(_headline(request, jobs, left))
+    if not left.jobs:
+        echo("nothing to queue")
+        return
+    validate(left.jobs)
+    if dry_run:
+        submission = Submission(place / str(next_number(place)))
+        entries, arrays = arrange(left, size)
+        for entry in entries:
+            echo(f"{entry.index:5}  {entry.row}  seed {entry.seed}  {' '.join(entry.overrides)}")
+        for name, text in _scripts(submission, arrays, site, request.table).items():
+            echo(f"\n--- {submission.folder / name}\n{text}")
+        return
+    with exclusive(place / ".lock"):
+        left = remaining(left.jobs, place, slurm.queue())
+        if not left.jobs:
+            raise ConvReproError(f"another submission of {request.table} queued the same runs meanwhile")
+        entries, arrays = arrange(left, size)
+        submission = Submission(place / str(next_number(place)))
+        (submission.folder / "logs").mkdir(parents=True)
+        for name, text in _scripts(submission, arrays, site, request.table).items():
+            (submission.folder / name).write_text(text, encoding="utf-8")
+        write(submission, request, entries)
+        echo(f"manifest {submission.manifest}")
+        _tell_commit(entries[0], echo)
+        _queue(submission, arrays, left, echo)
+
+
+def _cluster(echo: Callable[[str], None], *, dry_run: bool) -> tuple[list[slurm.Queued], int]:
+    """The queue, and how many tasks an array may have; a dry run does without either."""
+    try:
+        return slurm.queue(), slurm.max_array_size()
+    except ConvReproError as error:
+        if not dry_run:
+            raise
+        echo(f"{error}; as if nothing were queued, and with arrays of at most {DEFAULT_ARRAY_SIZE}")
+        return [], DEFAULT_ARRAY_SIZE
+
+
+def remaining(jobs: Sequence[Job], place: Path, queue: Sequence[slurm.Queued]) -> Left:
+    """What of `jobs` a new submission has to do, beside the earlier ones in `place`.
+
+    Raises ConvReproError where the result of a run is of other overrides than the job's.
+    """
+    live = live_runs(submissions(place), queue)
+    finished = {job.folder for job in jobs if _finished(job)}
+    return Left([job for job in jobs if job.folder not in finished | live.keys()], len(finished), live)
+
+
+def _finished(job: Job) -> bool:
+    """Whether the run has a result; raises ConvReproError where that is of other overrides."""
+    result = state(job.folder).result
+    if result is None:
+        return False
+    wanted = [o for o in scientific(job.overrides) if not o.startswith("weights=") or "://" in o]
+    if sorted(result["overrides"]) != sorted(wanted):
+        raise ConvReproError(
+            f"{job.folder} holds a finished run of other overrides ({' '.join(result['overrides'])} instead of "
+            f"{' '.join(wanted)}); move it away or choose another runs="
+        )
+    return True
+
+
+def _headline(request: Request, jobs: Sequence[Job], left: Left) -> str:
+    queued = sum(job.folder in left.live for job in jobs)
+    return (
+        f"{request.table}, budget {request.budget}: {len(jobs)} runs, {left.finished} finished, {queued} queued "
+        f"already, {len(left.jobs)} to queue"
+    )
+
+
+def arrange(left: Left, size: int) -> tuple[list[Entry], list[Array]]:
+    """The manifest's lines in the order of the arrays: by wave, by shape, at most `size` in one."""
+    revision, dirty = commit()
+    waves = _waves(left)
+    shapes = {job.row.id: None for job in left.jobs}
+    for job in left.jobs:
+        shapes[job.row.id] = shapes[job.row.id] or shape_of(job)
+
+    def kind(job: Job) -> tuple[int, Shape]:
+        return waves[job.folder], shapes[job.row.id]
+
+    entries: list[Entry] = []
+    arrays: list[Array] = []
+    for (wave, shape), group in groupby(sorted(left.jobs, key=kind), kind):
+        members = list(group)
+        for start in range(0, len(members), size):
+            chunk = members[start : start + size]
+            arrays.append(Array(len(entries), len(chunk), wave, shape))
+            entries += [_entry(job, len(entries) + n, revision, dirty) for n, job in enumerate(chunk)]
+    return entries, arrays
+
+
+def _waves(left: Left) -> dict[Path, int]:
+    """How many arrays a run has to wait for, one after the other, until the weights that it starts from are there."""
+    jobs = {job.folder: job for job in left.jobs}
+
+    def wave(folder: Path | None) -> int:
+        """0 for a run that starts at once, -1 for one that is not of this submission and not queued."""
+        if folder in jobs:
+            return 1 + wave(jobs[folder].source)
+        return 0 if folder in left.live else -1
+
+    return {folder: wave(folder) for folder in jobs}
+
+
+def shape_of(job: Job) -> Shape:
+    """The machines that the row's `trainer` asks for; raises ConvReproError where it leaves their number open."""
+    trainer = compose_config([o for o in job.overrides if not o.startswith("weights=")]).trainer
+    if not isinstance(trainer.devices, int) or trainer.devices < 1:
+        raise ConvReproError(
+            f"{job.identity.table}, row {job.row.id}: trainer.devices={trainer.devices} must be a number, for Slurm to "
+            "reserve as many"
+        )
+    return Shape(trainer.num_nodes, trainer.devices, trainer.accelerator in ("gpu", "cuda"))
+
+
+def _entry(job: Job, index: int, revision: str | None, dirty: bool | None) -> Entry:
+    who = job.identity
+    return Entry(
+        index=index,
+        table=who.table,
+        row=who.row,
+        seed=who.seed,
+        budget=who.budget,
+        overrides=tuple(job.overrides),
+        run_id=who.run_id,
+        folder=str(job.folder),
+        source=str(job.source) if job.source else None,
+        commit=revision,
+        dirty=dirty,
+    )
+
+
+def _scripts(submission: Submission, arrays: Sequence[Array], site: Site, table: str) -> dict[str, str]:
+    cwd = Path.cwd()
+    scripts = {array.script: array_script(submission, array, site, table, cwd) for array in arrays}
+    return {**scripts, COLLECT: collect_script(submission, site, table, cwd)}
+
+
+def _tell_commit(entry: Entry, echo: Callable[[str], None]) -> None:
+    revision = entry.commit[:7] if entry.commit else "none known"
+    echo(f"commit {revision}" + (", with uncommitted changes: `collect` refuses such runs" if entry.dirty else ""))
+
+
+def _queue(submission: Submission, arrays: Sequence[Array], left: Left, echo: Callable[[str], None]) -> None:
+    """Submit the arrays and the collecting job; all or none."""
+    queued: dict[Array, str] = {}
+    try:
+        for array in arrays:
+            before = [job for other, job in queued.items() if other.wave == array.wave - 1]
+            if array.wave == 1:
+                before += _sources(submission, array, left)
+            queued[array] = slurm.submit(submission.folder / array.script, before)
+            after = f", after {', '.join(before)}" if before else ""
+            echo(f"queued {queued[array]}: {array.count} runs, {array.shape} each{after}")
+        collect = slurm.submit(submission.folder / COLLECT, list(queued.values()))
+    except BaseException:
+        if queued:
+            echo(f"cancels {', '.join(queued.values())} again")
+            slurm.cancel(list(queued.values()))
+        shutil.rmtree(submission.folder, ignore_errors=True)
+        raise
+    log = submission.folder / "logs" / "collect.log"
+    echo(f"queued {collect}: gathers the results when all have ended; what it has to say will be in {log}")
+
+
+def _sources(submission: Submission, array: Array, left: Left) -> list[str]:
+    """The jobs of earlier submissions that train the weights that runs of `array` start from."""
+    entries = submission.entries[array.first : array.first + array.count]
+    waited = {left.live[Path(e.source)].job for e in entries if e.source and Path(e.source) in left.live}
+    return sorted(waited)

@@ -1,0 +1,195 @@
+"""Commands for a SLURM cluster: submit, status, resubmit, cancel, and those that its job scripts call."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convrepro import interruption
+from convrepro.commands.training import add_selection, selected
+
+if TYPE_CHECKING:
+    from convrepro.cluster.manifest import Request, Submission
+    from convrepro.plan import Job
+
+#: Columns of a status that is not shown on a terminal.
+PLAIN_WIDTH = 160
+AS_SUBMITTED = "what is left out is as last submitted"
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this module to an argument parser's."""
+    verb = verbs.add_parser(
+        "submit", help="queue a table's runs on a SLURM cluster; finished and queued ones are skipped",
+        epilog="Words behind `--` are sbatch's: convrepro submit hetconv/table1 -- --partition=NAME --time=4:00:00",
+    )  # fmt: skip
+    add_selection(verb)
+    verb.add_argument("--dry-run", action="store_true", help="print the manifest and the job scripts, and stop")
+    verb.set_defaults(execute=_submit, flags=[])
+
+    verb = verbs.add_parser("status", help=f"where each run of a table stands; {AS_SUBMITTED}")
+    add_selection(verb)
+    verb.add_argument("--once", action="store_true", help="print once, as where there is no terminal")
+    verb.add_argument("--watch", type=float, default=5, metavar="SECONDS", help="how often to refresh (default: 5)")
+    verb.set_defaults(execute=_status, budget="")
+
+    verb = verbs.add_parser("resubmit", help=f"queue what is missing or failed; {AS_SUBMITTED}")
+    add_selection(verb)
+    verb.add_argument("--dry-run", action="store_true", help="print the manifest and the job scripts, and stop")
+    verb.set_defaults(execute=_resubmit, flags=[], budget="")
+
+    verb = verbs.add_parser("cancel", help="take a table's runs out of the queue; `resubmit` continues them")
+    verb.add_argument("table")
+    verb.add_argument("overrides", nargs="*", help="runs=FOLDER, where it is not the usual one")
+    verb.set_defaults(execute=_cancel)
+
+    verb = verbs.add_parser("task", help="(in job scripts) one run of a manifest")
+    verb.add_argument("manifest", type=Path)
+    verb.add_argument("index", type=int)
+    verb.add_argument(
+        "--ended", type=int, metavar="CODE", help="the run ended with CODE: queue it again where that helps"
+    )
+    verb.set_defaults(execute=_task)
+
+    verb = verbs.add_parser("gather", help="(in job scripts) a manifest's results, what is missing and why, evidence")
+    verb.add_argument("manifest", type=Path)
+    verb.set_defaults(execute=_gather)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    runs, overrides = _runs(arguments)
+    arguments.overrides = overrides
+    _, jobs = selected(arguments, runs)
+    _queue(arguments, jobs, arguments.flags, runs)
+    return 0
+
+
+def _resubmit(arguments: argparse.Namespace) -> int:
+    runs, submitted, jobs = _as_submitted(arguments)
+    flags = arguments.flags or (submitted[-1].request.flags if submitted else ())
+    _queue(arguments, jobs, flags, runs)
+    return 0
+
+
+def _queue(arguments: argparse.Namespace, jobs: "list[Job]", flags: Sequence[str], runs: Path) -> None:
+    from convrepro.cluster.manifest import Request
+    from convrepro.cluster.site import load_site
+    from convrepro.cluster.submission import submit
+
+    request = Request(
+        table=arguments.table,
+        budget=arguments.budget,
+        runs=tuple((job.row.id, job.identity.seed) for job in jobs),
+        overrides=tuple(arguments.overrides),
+        flags=tuple(flags),
+    )
+    submit(jobs, request, load_site(flags), runs, print, dry_run=arguments.dry_run)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    import sys
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from convrepro.cluster.status import ACTIVE, heading, render, survey
+
+    def look() -> Any:
+        words = argparse.Namespace(**vars(arguments))
+        _, submitted, jobs = _as_submitted(words)
+        queue, told = _ask_queue()
+        standings = survey(jobs, submitted, queue)
+        going = any(standing.kind in ACTIVE for standing in standings.values())
+        return render([*heading(words.table, words.budget, submitted), *told], standings), going
+
+    shown, going = look()
+    if arguments.once or not sys.stdout.isatty():
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(shown)
+        return 0
+    with Live(shown, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while going:
+            time.sleep(arguments.watch)
+            shown, going = look()
+            live.update(shown, refresh=True)
+    return 0
+
+
+def _ask_queue() -> tuple[Any, list[str]]:
+    """Slurm's queue and nothing to tell, or None and why."""
+    from convrepro.cluster import slurm
+    from convrepro.errors import ConvReproError
+
+    if not slurm.available():
+        return None, ["Slurm is not on this machine: what stands here is from the run folders alone"]
+    try:
+        return slurm.queue(patience=()), []
+    except ConvReproError as error:
+        return None, [f"{error}; what stands here is from the run folders alone"]
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from convrepro.cluster import slurm
+    from convrepro.cluster.manifest import home
+    from convrepro.tables import load_table
+
+    table = load_table(arguments.table)
+    runs, _ = _runs(arguments)
+    queued = [q for q in slurm.queue() if q.script.is_relative_to(home(runs, table.name))]
+    slurm.cancel(sorted({q.array for q in queued}))
+    print(f"{table.name}: {len(queued)} jobs cancelled" if queued else f"{table.name} has nothing in the queue")
+    return 0
+
+
+def _task(arguments: argparse.Namespace) -> int:
+    if arguments.ended is None:
+        interruption.listen()
+    from convrepro.cluster import task
+
+    if arguments.ended is not None:
+        task.ended(arguments.manifest, arguments.index, arguments.ended)
+        return 0
+    return task.execute(arguments.manifest, arguments.index)
+
+
+def _gather(arguments: argparse.Namespace) -> int:
+    from convrepro.cluster.gather import gather
+
+    return gather(arguments.manifest, print)
+
+
+def _runs(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
+    """Where the run folders are, whichever folder a job starts in, and the overrides but for those that say so."""
+    from convrepro.config import compose_config
+
+    runs = Path(compose_config(arguments.overrides).runs).resolve()
+    return runs, [o for o in arguments.overrides if not o.startswith("runs=")]
+
+
+def _as_submitted(arguments: argparse.Namespace) -> "tuple[Path, list[Submission], list[Job]]":
+    """The run folder, its submissions of the same budget and overrides, and the jobs that the words choose.
+
+    Words that are left out are those of the newest submission that fits the others; `arguments` gets them.
+    """
+    from convrepro.cluster.manifest import home, submissions
+    from convrepro.tables import load_table
+
+    runs, overrides = _runs(arguments)
+
+    def fits(request: "Request") -> bool:
+        return arguments.budget in ("", request.budget) and (not overrides or request.overrides == tuple(overrides))
+
+    table = load_table(arguments.table)
+    fitting = [s for s in submissions(home(runs, table.name)) if fits(s.request)]
+    newest = fitting[-1].request if fitting else None
+    arguments.budget = newest.budget if newest else arguments.budget or "paper"
+    arguments.overrides = list(newest.overrides) if newest else overrides
+    same = [s for s in fitting if (s.request.budget, s.request.overrides) == (newest.budget, newest.overrides)]
+    runnable = {row.id for row in table.to_run}
+    submitted = {(row, seed): None for s in same for row, seed in s.request.runs if row in runnable}
+    chosen = bool(arguments.rows or arguments.seeds)
+    arguments.rows = arguments.rows or ",".join(dict.fromkeys(row for row, _ in submitted))
+    arguments.seeds = arguments.seeds or ",".join(dict.fromkeys(str(seed) for _, seed in submitted))
+    _, jobs = selected(arguments, runs)
+    return runs, same, [job for job in jobs if chosen or not submitted or (job.row.id, job.identity.seed) in submitted]

@@ -1,0 +1,102 @@
+"""Writes a table's finished runs into a W&B project from the local record: `result.json` files and collected evidence.
+
+The record is local and W&B is a view, so that a project that was deleted, or a new one, can be filled again. A run gets
+the id, configuration, history and summary that it was trained under. One that the project has as a whole is left alone;
+of one that it has in part the rest is sent.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from convrepro.config import compose_config
+from convrepro.dashboard import answering
+from convrepro.evidence import load_evidence, load_proxies
+from convrepro.identity import Identity, digest
+from convrepro.result import FILE, read_result
+from convrepro.tables import Table
+from convrepro.tracking import LOGGED, replay
+from convrepro.wandb_sync import Server, There, whole
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Regenerated:
+    """Names of the runs that were written, and of those that were there."""
+
+    written: tuple[str, ...]
+    present: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.written)} runs written, {len(self.present)} were there"
+
+
+def regenerate(table: Table, runs: Path, server: Server, echo: Callable[[str], None] = print) -> Regenerated:
+    """Write what the project lacks of the table's finished runs: those in `runs`, else those of the evidence.
+
+    Raises ConvReproError where a run cannot be written; those before it are in the project then, and the next call goes
+    on behind them.
+    """
+    with answering():
+        there = server.runs(table.name)
+    written, present = [], []
+    for identity, result in records(table, runs).items():
+        told = f"{identity.name} ({identity.budget})"
+        if whole(there.get(identity.run_id, There()), result):
+            present.append(told)
+            continue
+        with answering(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.filterwarnings("error", "W&B")  # that it cannot be used is no warning here
+            replay(server.cfg, identity, Path(folder), result)
+        server.projects.add(server.cfg["project"])
+        echo(f"  {told}")
+        written.append(told)
+    return Regenerated(tuple(written), tuple(present))
+
+
+def records(table: Table, runs: Path) -> dict[Identity, Result]:
+    """The table's finished runs: from the folders in `runs`, and from the evidence where no folder has them.
+
+    Raises ConvReproError for a `result.json` that cannot be read.
+    """
+    local = dict(_local(table, runs))
+    return dict(sorted({**dict(_collected(table)), **local}.items(), key=lambda item: _order(table, item[0])))
+
+
+def _local(table: Table, runs: Path) -> Iterator[tuple[Identity, Result]]:
+    for path in runs.glob(f"{table.name}/*/*/{FILE}"):
+        result = read_result(path.parent)
+        if result and result["status"] == "done":
+            yield Identity(result["table"], result["row"], result["seed"], result["budget"]), result
+
+
+def _collected(table: Table) -> Iterator[tuple[Identity, Result]]:
+    for results in (load_evidence(table)[1], *load_proxies(table).values()):
+        for row in table.to_run:
+            for seed, result in results.get(row.id, {}).items():
+                extra = result["overrides"][len(table.overrides(row)) :]
+                variant = f"+{digest(extra)}" if extra else ""
+                identity = Identity(table.name, row.id + variant, seed, result["budget"])
+                yield identity, _whole(identity, result)
+
+
+def _order(table: Table, identity: Identity) -> tuple[Any, ...]:
+    rows = [row.id for row in table.rows]
+    row = identity.row.partition("+")[0]
+    return rows.index(row) if row in rows else len(rows), identity.row, identity.budget, identity.seed
+
+
+def _whole(identity: Identity, run: Result) -> dict[str, Any]:
+    """A collected run in the form of its `result.json`: the configuration composed anew, of the curves the one kept."""
+    cfg = compose_config([*run["overrides"], f"budget={identity.budget}", f"seed={identity.seed}"])
+    cfg.table, cfg.row = identity.table, identity.row
+    curve = enumerate(map(float, run["history"]["val/top1"].split()))
+    history = [{**dict.fromkeys(LOGGED), "epoch": epoch, "val/top1": value} for epoch, value in curve]
+    config = OmegaConf.to_container(cfg, resolve=True)
+    return {**run, "table": identity.table, "row": identity.row, "config": config, "history": history}

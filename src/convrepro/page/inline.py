@@ -1,0 +1,39 @@
+"""An SVG file as a part of an HTML page: names of its own, and colours that follow the page."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+from markupsafe import Markup
+
+from convrepro.plots.style import FAINT, INK, MUTED, PAPER
+
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+COLORS = {INK: "currentColor", PAPER: "var(--paper)", FAINT: "var(--line)", MUTED: "var(--muted)"}
+LEFT_OUT = ("title", "metadata", "style")
+
+
+def inline_svg(text: str, name: str) -> Markup:
+    """The drawing with `name` before each of its ids, without title, metadata, style sheet and fixed size."""
+    root = ElementTree.fromstring(text)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in LEFT_OUT:
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(SVG)
+        element.attrib = {key.removeprefix(XLINK): _own(key, value, name) for key, value in element.attrib.items()}
+    for fixed in ("width", "height", "version"):
+        root.attrib.pop(fixed, None)
+    root.set("aria-hidden", "true")
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _own(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == f"{XLINK}href":
+        return value.replace("#", f"#{name}-", 1)
+    if key == "style":
+        for color, own in COLORS.items():
+            value = value.replace(color, own)
+    return re.sub(r"url\(#", f"url(#{name}-", value)

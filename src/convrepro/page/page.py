@@ -1,0 +1,101 @@
+"""Fills the template of the page. What the tables, the evidence and the counts say goes through its escaping."""
+
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from convrepro.page.content import Section, section
+from convrepro.page.inline import inline_svg
+from convrepro.plots import draw
+from convrepro.plots.figures import figures
+from convrepro.plots.files import overview
+from convrepro.tables import Results, Statics, Table, tally
+
+HERE = Path(__file__).parent
+VERDICTS = {
+    "trained": ("reproduced", "off", "partial", "not run", "proxy", "smoke"),
+    "counted": ("static-ok", "static-off", "not counted"),
+    "either": ("unverified", "quoted"),
+    "claims": ("holds", "fails", "unknown"),
+}
+"""What the page can be filtered by."""
+BOARD = {
+    "static": ("counted", {"static-ok": "ok", "static-off": "off"}),
+    "trained": ("trained", {}),
+    "claims": ("claims", {"holds": "hold", "fails": "fail"}),
+}
+"""The list of tables: kind of verdict -> heading, and the verdicts that have a shorter name there."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table with our counts, its runs, and the runs that are compared with nothing, by what makes them so."""
+
+    table: Table
+    statics: Statics
+    results: Results
+    proxies: Mapping[str, Results]
+
+
+def render_page(entries: Iterable[Entry]) -> str:
+    """The page of these tables, in their order. The same input gives the same text."""
+    entries = list(entries)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    sections = [_section(entry) for entry in entries]
+    return environment.get_template("page.html").render(
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_digest=b64encode(sha256(script.encode()).digest()).decode(),
+        sections=sections,
+        board=_board(entries),
+        filters=_filters(sections),
+        picture_of_all=_overview(entries),
+    )
+
+
+def _section(entry: Entry) -> Section:
+    pictures = []
+    for figure in figures(entry.table, entry.statics, entry.results):
+        name = f"{entry.table.name.replace('/', '-')}-{figure.kind}"
+        pictures.append((draw.describe(figure), inline_svg(draw.svg(figure), name)))
+    return section(entry.table, entry.statics, entry.results, entry.proxies, pictures)
+
+
+def _overview(entries: Sequence[Entry]) -> tuple[str, Markup] | None:
+    figure = overview((entry.table, entry.statics) for entry in entries)
+    return (draw.describe(figure), inline_svg(draw.svg(figure), "all-costs")) if figure and len(entries) > 1 else None
+
+
+def _board(entries: Sequence[Entry]) -> dict[str, list]:
+    """How many values and claims of each table have each verdict that occurs: headings with their width, titles, lines
+    as the table's name with its numbers."""
+    tallies = [tally(entry.table, entry.statics, entry.results) for entry in entries]
+    order = list(dict.fromkeys(verdict for verdicts in VERDICTS.values() for verdict in verdicts))
+    columns = {kind: [v for v in order if any(numbers[kind].get(v) for numbers in tallies)] for kind in BOARD}
+    lines = [
+        (entry.table.name, [sum(not row.quoted for row in entry.table.rows), *_numbers(numbers, columns)])
+        for entry, numbers in zip(entries, tallies, strict=True)
+    ]
+    groups = [(BOARD[kind][0], len(verdicts)) for kind, verdicts in columns.items() if verdicts]
+    titles = ["rows", *(BOARD[kind][1].get(verdict, verdict) for kind, found in columns.items() for verdict in found)]
+    return {"groups": groups, "titles": titles, "lines": lines}
+
+
+def _numbers(numbers: Mapping[str, Mapping[str, int]], columns: Mapping[str, Sequence[str]]) -> list[int]:
+    return [numbers[kind].get(verdict, 0) for kind, verdicts in columns.items() for verdict in verdicts]
+
+
+def _filters(sections: Iterable[Section]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """The verdicts that occur, by group, with the number of rows that have them."""
+    numbers = Counter(verdict for s in sections for line in (*s.rows, *s.claims) for verdict in line.verdicts)
+    groups = ((group, [(v, numbers[v]) for v in verdicts if numbers[v]]) for group, verdicts in VERDICTS.items())
+    return [(group, found) for group, found in groups if found]

@@ -1,0 +1,218 @@
+"""Draws figures with matplotlib. The same figure gives the same bytes."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from convrepro.plots.canvas import (
+    add_axes,
+    box_of,
+    draw_links,
+    draw_marks,
+    height_of,
+    new_canvas,
+    set_scale,
+    spot_of,
+    stroke,
+    text_size,
+    write_labels,
+)
+from convrepro.plots.figures import (
+    EXACT,
+    OFF,
+    RECALLED,
+    Accuracy,
+    AccuracyByRow,
+    Cost,
+    Costs,
+    Curve,
+    Curves,
+    Dot,
+    Figure,
+    Pair,
+    Panel,
+)
+from convrepro.plots.labels import spread
+from convrepro.plots.style import HEAD, LINE, LINES, MUTED, SMALL, STYLE, TEXT, WIDTH
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG with text as text, its digest and title in the metadata, and no date."""
+    facts = {"Title": describe(figure), "Identifier": figure.digest, "Date": None, "Creator": None, "Type": None}
+    return _saved(figure, "svg", metadata=facts).decode()
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, twice as wide as a README."""
+    return _saved(figure, "png", dpi=192, metadata={"Title": describe(figure), "Software": None})
+
+
+def describe(figure: Figure) -> str:
+    """One sentence for whoever does not see the figure."""
+    where = figure.table or "all tables"
+    match figure:
+        case Accuracy():
+            rows = sum(len(pairs) for _, pairs in figure.panels)
+            return f"{where}: {figure.value} against {figure.cost}, {rows} rows"
+        case AccuracyByRow():
+            return f"{where}: published and own {figure.value}, {len(figure.pairs)} rows"
+        case Costs():
+            marks = [point.dot.mark for _, points in figure.panels for point in points]
+            return f"{where}: {len(marks)} published costs against recomputed ones; {marks.count(OFF)} differ"
+        case Curves():
+            rows = sum(len(panel.curves) for panel in figure.panels)
+            return f"{where}: learning curves of {rows} rows, {figure.value}"
+    raise TypeError(f"{figure!r} is no figure that can be drawn")
+
+
+def _saved(figure: Figure, form: str, **options: object) -> bytes:
+    with matplotlib.rc_context(STYLE):
+        stream = io.BytesIO()
+        draw(figure).savefig(stream, format=form, **options)
+        return stream.getvalue()
+
+
+def draw(figure: Figure) -> Canvas:
+    """The figure as matplotlib's."""
+    with matplotlib.rc_context(STYLE):
+        match figure:
+            case Accuracy():
+                return _accuracy(figure)
+            case AccuracyByRow():
+                return _by_row(figure)
+            case Costs():
+                return _costs(figure)
+            case Curves():
+                return _curves(figure)
+    raise TypeError(f"{figure!r} is no figure that can be drawn")
+
+
+def _accuracy(figure: Accuracy) -> Canvas:
+    dots = [dot for _, pairs in figure.panels for dot in _dots(pairs)]
+    height, gap = (296.0, 0.0) if len(figure.panels) == 1 else (210.0, 8.0)
+    prefix = f"labels without “{figure.prefix}”" if figure.prefix else ""
+    canvas = new_canvas(figure, height * len(figure.panels) + gap, [dot.mark for dot in dots], prefix)
+    xs = [dot.x for dot in dots]
+    for i, (data, pairs) in enumerate(figure.panels):
+        top = HEAD + gap + height * i
+        ax = add_axes(canvas, 52, height_of(canvas) - top - height + 40, 12, top)
+        ax.set_xlabel(figure.cost)
+        ax.set_ylabel(figure.value)
+        set_scale(ax, "x", xs, log=max(xs) > 3 * min(xs) > 0)
+        set_scale(ax, "y", [edge for dot in _dots(pairs) for edge in (dot.y - dot.error, dot.y + dot.error)])
+        if data:
+            ax.set_title(data, loc="left", size=TEXT, pad=1)
+        _pairs(canvas, ax, pairs)
+    return canvas
+
+
+def _pairs(canvas: Canvas, ax: Axes, pairs: Sequence[Pair]) -> None:
+    dots = _dots(pairs)
+    draw_links(ax, [(pair.published, pair.ours) for pair in pairs])
+    draw_marks(ax, dots)
+    labelled = [(_labelled(pair), pair.published or pair.ours) for pair in pairs]
+    write_labels(canvas, ax, labelled, [box_of(ax, dot) for dot in dots])
+
+
+def _dots(pairs: Sequence[Pair]) -> list[Dot]:
+    return [dot for pair in pairs for dot in (pair.published, pair.ours) if dot]
+
+
+def _labelled(pair: Pair) -> str:
+    return f"~{pair.label}" if pair.published and pair.published.mark == RECALLED else pair.label
+
+
+def _by_row(figure: AccuracyByRow) -> Canvas:
+    pairs = [_at_height(pair, y) for y, pair in enumerate(figure.pairs)]
+    dots = _dots(pairs)
+    canvas = new_canvas(figure, 17.0 * len(pairs) + 50, [dot.mark for dot in dots])
+    labels = [_labelled(pair) for pair in pairs]
+    ax = add_axes(canvas, max(text_size(label)[0] for label in labels) + 14, 36, 14, HEAD)
+    ax.set_xlabel(figure.value)
+    ax.set_ylim(len(pairs) - 0.4, -0.6)
+    ax.set_yticks(range(len(pairs)), labels)
+    ax.tick_params(axis="y", length=0)
+    set_scale(ax, "x", [edge for dot in dots for edge in (dot.x - dot.error, dot.x + dot.error)])
+    draw_links(ax, [(pair.published, pair.ours) for pair in pairs])
+    draw_marks(ax, dots, "x")
+    return canvas
+
+
+def _at_height(pair: Pair, y: float) -> Pair:
+    published, ours = (dot and replace(dot, y=y) for dot in (pair.published, pair.ours))
+    return Pair(pair.label, published, ours)
+
+
+def _costs(figure: Costs) -> Canvas:
+    marks = [point.dot.mark for _, points in figure.panels for point in points]
+    least = f"; labelled from {100 * figure.label_from:g} %" if figure.label_from else ""
+    canvas = new_canvas(figure, 320, marks, f"line: the same value{least}")
+    width = WIDTH / len(figure.panels)
+    for i, (of, points) in enumerate(figure.panels):
+        ax = add_axes(canvas, 52 + i * width, 36, WIDTH - (i + 1) * width + 20, HEAD)
+        ax.set_xlabel(f"published {of}")
+        ax.set_ylabel(f"recomputed {of}")
+        _identity(canvas, ax, points)
+    return canvas
+
+
+def _identity(canvas: Canvas, ax: Axes, points: Sequence[Cost]) -> None:
+    """Points about the line where both values are the same."""
+    dots = [point.dot for point in points]
+    for axis in "xy":
+        set_scale(ax, axis, [value for dot in dots for value in (dot.x, dot.y)], log=True)
+    ends = ax.get_xlim()
+    ax.plot(ends, ends, color=MUTED, lw=0.8, zorder=1, gid=f"identity-{len(canvas.axes)}")
+    draw_marks(ax, dots)
+    line = [box_of(ax, Dot(value, value, EXACT), 2) for value in np.geomspace(*ends, 60)]
+    labelled = [(point.label, point.dot) for point in points if point.label]
+    write_labels(canvas, ax, labelled, [*line, *(box_of(ax, dot) for dot in dots)])
+
+
+def _curves(figure: Curves) -> Canvas:
+    height, gap = 190.0, 10.0
+    seeds = {curve.seeds for panel in figure.panels for curve in panel.curves}
+    line = f"mean over {seeds.pop()} seeds" if len(seeds) == 1 else "mean over seeds"
+    note = f"{figure.value}; line: {line}, band: lowest to highest seed"
+    canvas = new_canvas(figure, height * len(figure.panels) + gap, note=note)
+    labels = [[_ended(curve, seeds) for curve in panel.curves] for panel in figure.panels]
+    right = max(text_size(label)[0] for panel in labels for label in panel) + 34
+    for i, (panel, words) in enumerate(zip(figure.panels, labels, strict=True)):
+        top = HEAD + gap + height * i
+        ax = add_axes(canvas, 52, height_of(canvas) - top - height + 40, right, top)
+        _panel(canvas, ax, panel, words)
+        ax.set_ylabel("top-1 (%)")
+        ax.set_xlabel("epoch")
+        if panel.title:
+            ax.set_title(panel.title, loc="left", size=TEXT, pad=3)
+    return canvas
+
+
+def _ended(curve: Curve, seeds: set[int]) -> str:
+    """A curve's label with its last value, and its number of seeds where these differ."""
+    number = f" ({curve.seeds} seed{'s' * (curve.seeds > 1)})" if seeds else ""
+    return f"{curve.label} {curve.mean[-1]:.2f}{number}"
+
+
+def _panel(canvas: Canvas, ax: Axes, panel: Panel, labels: Sequence[str]) -> None:
+    """Curves, and to their right the labels at the height of their ends."""
+    for i, (curve, (color, line)) in enumerate(zip(panel.curves, cycle(LINES), strict=False)):
+        epochs, name = range(1, len(curve.mean) + 1), f"{len(canvas.axes)}-{i}"
+        ax.fill_between(epochs, curve.low, curve.high, color=color, alpha=0.18, lw=0, gid=f"band-{name}")
+        ax.plot(epochs, curve.mean, color=color, linestyle=line, lw=1.5, gid=f"curve-{name}")
+    ax.set_xlim(1, max(len(curve.mean) for curve in panel.curves))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    frame = ax.get_window_extent()
+    edge = float(frame.x1) + 6
+    ends = [spot_of(ax, len(curve.mean), curve.mean[-1]) for curve in panel.curves]
+    heights = spread([y for _, y in ends], LINE, float(frame.y0), float(frame.y1))
+    for label, end, y, (color, line) in zip(labels, ends, heights, cycle(LINES), strict=False):
+        stroke(canvas, end, (edge, y), color, 0.6)
+        stroke(canvas, (edge, y), (edge + 14, y), color, 1.5, line)
+        canvas.text((edge + 16) / WIDTH, (y - 0.35 * SMALL) / height_of(canvas), label, size=SMALL)

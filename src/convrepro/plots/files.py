@@ -1,0 +1,60 @@
+"""Where figures are kept: `reproductions/<paper>/plots/<table>-<kind>.svg`, and one of all tables beside the papers."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from convrepro.evidence import PLOTS, plot_path
+from convrepro.paths import REPRODUCTIONS
+from convrepro.plots import draw
+from convrepro.plots.figures import Figure, costs, figures
+from convrepro.tables import Results, Statics, Table
+
+OVERVIEW = "costs.svg"
+LABEL_FROM = 0.05
+"""Share by which a cost must differ to have a label in the overview."""
+
+
+def write_plots(
+    table: Table, statics: Statics, results: Results, root: Path = REPRODUCTIONS, *, png: bool = False
+) -> list[Path]:
+    """Write the table's figures as SVG (with `png` also as PNG beside it), and remove those that it no longer has."""
+    found = {figure.kind: figure for figure in figures(table, statics, results)}
+    written = []
+    for kind in PLOTS:
+        path = plot_path(table.name, kind, root)
+        if kind in found:
+            written += _write(found[kind], path, png)
+        else:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".png").unlink(missing_ok=True)
+    return written
+
+
+def write_overview(
+    counted: Iterable[tuple[Table, Statics]], root: Path = REPRODUCTIONS, *, png: bool = False
+) -> list[Path]:
+    """Write the figure of the costs in all tables."""
+    figure = overview(counted)
+    return _write(figure, root / OVERVIEW, png) if figure else []
+
+
+def overview(counted: Iterable[tuple[Table, Statics]]) -> Figure | None:
+    """The costs of several tables in one figure; None where there are too few."""
+    return costs(counted, "Published against recomputed costs", LABEL_FROM)
+
+
+def read_digest(path: Path) -> str | None:
+    """The digest of the figure that an SVG was drawn from; None where it tells none."""
+    told = re.search(r"<dc:identifier>([0-9a-f]{16})</dc:identifier>", path.read_text(encoding="utf-8"))
+    return told[1] if told else None
+
+
+def _write(figure: Figure, path: Path, png: bool) -> list[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(draw.svg(figure), encoding="utf-8")
+    if not png:
+        return [path]
+    picture = path.with_suffix(".png")
+    picture.write_bytes(draw.png(figure))
+    return [path, picture]

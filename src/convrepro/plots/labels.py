@@ -1,0 +1,159 @@
+"""Places labels beside points so that none covers another, a point or the frame. Pure arithmetic in points (1/72 inch).
+
+A box is (left, bottom, right, top); a place is the left bottom corner of a label's box.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import cos, hypot, pi, sin
+
+Spot = tuple[float, float]
+Size = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+DISTANCES = (5.0, 9.0, 14.0, 20.0, 28.0, 38.0, 50.0, 64.0, 80.0, 100.0)
+DIRECTIONS = 16
+GAP = 1.5
+"""Free space around a label."""
+LEADER = 8.0
+"""A label further from its point than this is led to it by a line."""
+ROUNDS = 4
+
+COVERED = 1e4
+CROSSED = 60.0
+
+
+def place_labels(spots: Sequence[Spot], sizes: Sequence[Size], obstacles: Sequence[Box], frame: Box) -> list[Spot]:
+    """A place for the label of each spot, the same ones each time: near it, inside `frame`, and free where possible.
+
+    Each label takes the cheapest of its candidates, given where the others are, for a few rounds.
+    """
+    candidates = [
+        [
+            _Candidate(box, spot, _reach(box, spot), distance + COVERED * _covered(box, obstacles))
+            for distance, box in near
+        ]
+        for spot, near in ((spot, _around(spot, size, frame)) for spot, size in zip(spots, sizes, strict=True))
+    ]
+    order = sorted(range(len(spots)), key=lambda i: -_neighbours(spots, i))
+    chosen: dict[int, _Candidate] = {}
+    for _ in range(ROUNDS):
+        before = dict(chosen)
+        for i in order:
+            others = [other for j, other in chosen.items() if j != i]
+            costs = [candidate.cost + sum(map(candidate.conflict, others)) for candidate in candidates[i]]
+            chosen[i] = candidates[i][costs.index(min(costs))]
+        if chosen == before:
+            break
+    return [chosen[i].box[:2] for i in range(len(spots))]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A place for the label of a spot; `reach` holds both, `cost` is without the other labels."""
+
+    box: Box
+    spot: Spot
+    reach: Box
+    cost: float
+
+    def conflict(self, other: "_Candidate") -> float:
+        """What it costs beside another label: to cover it, or to have lines that go through labels or cross."""
+        if not overlaps(self.reach, other.reach):
+            return 0.0
+        mine, others = ((c.spot, _nearest(c.spot, c.box)) for c in (self, other))
+        cost = COVERED * overlaps(_padded(self.box), other.box)
+        return cost + CROSSED * (_meets(mine, other.box) + _meets(others, self.box) + _cross(mine, others))
+
+
+def leader(spot: Spot, place: Spot, size: Size) -> tuple[Spot, Spot] | None:
+    """The line from a spot to the nearest point of its label's box; None where they are close."""
+    end = _nearest(spot, (*place, place[0] + size[0], place[1] + size[1]))
+    return (spot, end) if hypot(end[0] - spot[0], end[1] - spot[1]) > LEADER else None
+
+
+def overlaps(one: Box, other: Box) -> bool:
+    """Whether two boxes have an area in common."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def spread(wanted: Sequence[float], height: float, low: float, high: float) -> list[float]:
+    """Positions as near as possible to the wanted ones, in their order and at least `height` apart, in low..high.
+
+    Where there is no room for all, they stand at equal distances.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
+    step = min(height, (high - low) / max(1, len(order) - 1))
+    groups: list[tuple[float, int]] = []
+    for i in order:
+        groups.append((min(max(wanted[i], low), high), 1))
+        while len(groups) > 1 and _top(groups[-2], step) + step > _bottom(groups[-1], step):
+            (one, n), (other, m) = groups[-2:]
+            middle = (one * n + other * m) / (n + m)
+            half = (n + m - 1) * step / 2
+            groups[-2:] = [(min(max(middle, low + half), high - half), n + m)]
+    places = [_bottom(group, step) + k * step for group in groups for k in range(group[1])]
+    return [place for _, place in sorted(zip(order, places, strict=True))]
+
+
+def _top(group: tuple[float, int], step: float) -> float:
+    return group[0] + (group[1] - 1) * step / 2
+
+
+def _bottom(group: tuple[float, int], step: float) -> float:
+    return group[0] - (group[1] - 1) * step / 2
+
+
+def _around(spot: Spot, size: Size, frame: Box) -> Iterator[tuple[float, Box]]:
+    """Places around a spot with their distance, those that stay in the frame; one pushed into it where none does."""
+    width, height = size
+    inside = 0
+    for distance in DISTANCES:
+        for k in range(DIRECTIONS):
+            dx, dy = cos(2 * pi * k / DIRECTIONS), sin(2 * pi * k / DIRECTIONS)
+            x = spot[0] + dx * distance + (dx - 1) * width / 2
+            y = spot[1] + dy * distance + (dy - 1) * height / 2
+            box = (x, y, x + width, y + height)
+            if box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]:
+                inside += 1
+                yield distance, box
+    if not inside:
+        x = min(max(spot[0], frame[0]), frame[2] - width)
+        y = min(max(spot[1], frame[1]), frame[3] - height)
+        yield DISTANCES[-1], (x, y, x + width, y + height)
+
+
+def _padded(box: Box) -> Box:
+    return box[0] - GAP, box[1] - GAP, box[2] + GAP, box[3] + GAP
+
+
+def _reach(box: Box, spot: Spot) -> Box:
+    padded = _padded(box)
+    return (*map(min, padded[:2], spot), *map(max, padded[2:], spot))
+
+
+def _covered(box: Box, obstacles: Sequence[Box]) -> int:
+    padded = _padded(box)
+    return sum(overlaps(padded, obstacle) for obstacle in obstacles)
+
+
+def _nearest(spot: Spot, box: Box) -> Spot:
+    return min(max(spot[0], box[0]), box[2]), min(max(spot[1], box[1]), box[3])
+
+
+def _meets(line: tuple[Spot, Spot], box: Box) -> bool:
+    """Whether a line touches a box, by a few of its points."""
+    (x0, y0), (x1, y1) = line
+    points = ((x0 + (x1 - x0) * k / 8, y0 + (y1 - y0) * k / 8) for k in range(1, 9))
+    return any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in points)
+
+
+def _cross(one: tuple[Spot, Spot], other: tuple[Spot, Spot]) -> bool:
+    def side(a: Spot, b: Spot, c: Spot) -> float:
+        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+    return side(*one, other[0]) * side(*one, other[1]) < 0 and side(*other, one[0]) * side(*other, one[1]) < 0
+
+
+def _neighbours(spots: Sequence[Spot], i: int) -> int:
+    return sum(abs(x - spots[i][0]) < 60 and abs(y - spots[i][1]) < 30 for x, y in spots)

@@ -1,0 +1,70 @@
+"""How figures look: colours that the colour-blind can tell apart (Okabe and Ito, 2008), and marks that differ in shape
+as well."""
+
+from convrepro.plots.figures import EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
+
+INK, PAPER, FAINT, MUTED = "#1f2328", "#ffffff", "#d0d7de", "#6e7781"
+"""Text and frame, background, grid, what is less important; a page may replace them by its own."""
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
+
+WIDTH = 622.5
+"""Points, which are 830 pixels of a browser: the width of a README."""
+TEXT, SMALL = 9, 8
+"""Sizes of letters in points."""
+LINE = 13.0
+HEAD = 44.0
+"""Height of the title and the legend in points."""
+MARK = 7.0
+
+MARKS = {
+    EXACT: {"marker": "o", "color": BLUE, "hollow": False},
+    OURS: {"marker": "o", "color": VERMILLION, "hollow": False},
+    PARTIAL: {"marker": "^", "color": ORANGE, "hollow": False},
+    PUBLISHED: {"marker": "o", "color": BLUE, "hollow": True},
+    QUOTED: {"marker": "s", "color": GREEN, "hollow": True},
+    RECALLED: {"marker": "D", "color": MUTED, "hollow": True},
+    OFF: {"marker": "X", "color": VERMILLION, "hollow": False},
+}
+"""Kinds of points, from the lowest to that on top."""
+WORDS = {
+    PUBLISHED: "published",
+    RECALLED: "published, from recollection (~)",
+    QUOTED: "published, not run here",
+    OURS: "ours, mean ± std over seeds",
+    PARTIAL: "ours, seeds missing",
+    EXACT: "same digits as published",
+    OFF: "differs",
+}
+LINES = (
+    (BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (ORANGE, ":"), (PURPLE, (0, (5, 1))), (INK, (0, (3, 1, 1, 1))),
+)  # fmt: skip
+"""Colour and dashes of the curves in a panel."""
+
+STYLE = {
+    "svg.hashsalt": "convrepro",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": TEXT,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "xtick.minor.bottom": False,
+    "ytick.minor.left": False,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "figure.dpi": 72,
+}

@@ -1,0 +1,30 @@
+"""Requests by signal: noted once, and survived by the processes that load data until the run has ended."""
+
+import subprocess
+import sys
+import time
+
+PARENT = """
+import multiprocessing, os, signal, time
+from convrepro import interruption
+
+interruption.listen()
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+child.start()
+time.sleep(0.2)
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    os.kill(child.pid, number)
+time.sleep(0.2)
+assert child.is_alive(), "what a job's processes are told together must not end those that load data"
+assert interruption.requested() is None
+os.kill(os.getpid(), signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGTERM)
+assert interruption.requested() == "requeue", "the first request counts"
+"""
+
+
+def test_children_outlive_a_request_and_not_their_parent():
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 40, "the parent waited for its child"

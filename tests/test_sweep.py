@@ -1,0 +1,46 @@
+"""`convrepro train -m` on this machine: a member that fails is told and stops nobody, a request to stop stops all."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+#: The network's second convolution has 20 input channels: hetconv takes p=2 and 5, but not 3.
+ROW = ["model=deepshift_mnist_conv", "conv=hetconv", "logger=none", "trainer=cpu"]
+ROW += ["recipe.batch_size=16", "budget.train_examples=256", "budget.test_examples=100"]
+
+
+def start(runs: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "convrepro.cli", "train", "-m", *ROW, *words, f"runs={runs}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(runs: Path) -> list[int]:
+    return sorted(json.loads(path.read_text())["config"]["conv"]["p"] for path in runs.rglob("result.json"))
+
+
+def test_a_member_that_fails_is_told_and_the_others_run(tmp_path):
+    with start(tmp_path, "recipe.epochs=1", "conv.p=2,3,5") as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 1, out + err
+    assert finished(tmp_path) == [2, 5]
+    (failed,) = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert "conv.p=3" in failed
+    assert "layer 'features.3': p=3 must divide" in failed
+    assert out.count("done: ") == 2
+
+
+def test_a_request_to_stop_stops_the_whole_sweep(tmp_path):
+    with start(tmp_path, "recipe.epochs=200", "conv.p=2,5") as process:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.rglob("last.ckpt")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert finished(tmp_path) == []
+    assert len(list(tmp_path.rglob("progress.json"))) == 1, "the second member was not started"
