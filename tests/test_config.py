@@ -81,6 +81,7 @@ def test_a_configuration_names_no_python_object(override, key):
         "model=${oc.env:WANDB_API_KEY}",
         "weights='https://reader:hunter2@models.org/net-0123abcd.pth'",
         "weights='https://models.org/net-0123abcd.pth?X-Amz-Signature=hunter2'",
+        "+logger.api_key=hunter2",
     ],
 )
 def test_a_secret_does_not_get_on_record(override, monkeypatch):

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from convrepro.confidential import refuse_secrets
+from convrepro.confidential import is_secret, refuse_secrets
 from convrepro.errors import ConvReproError
 from convrepro.paths import CONF
 
@@ -36,6 +36,9 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     `_target_`: a table or a manifest is data, and composing or running it executes nothing that it names.
     """
     refuse_secrets(overrides)
+    for key in (override.split("=")[0] for override in overrides):
+        if "logger." in key and is_secret(key):
+            raise ConvReproError(f"{key} would be written to the record of the run; set WANDB_API_KEY or `wandb login`")
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:

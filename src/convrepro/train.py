@@ -32,7 +32,7 @@ from convrepro.weights import is_url
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = (
     r".*does not have many workers.*|.*exists and is not empty.*|.*LeafSpec.*|.*smaller than the logging interval.*"
-    r"|.*`srun` command is available.*"
+    r"|.*`srun` command is available.*|.*all_gather is deprecated.*"
 )
 
 
