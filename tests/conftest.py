@@ -2,10 +2,18 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from cluster import LocalCluster
+
+#: What files share, by the beginning of their names.
+TOGETHER = {
+    "test_cluster_": "a cluster for all that the machine can do",
+    "test_pages": "the counts of every table",
+    "test_dashboard": "a table that is trained once",
+}
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -16,3 +24,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A Slurm cluster of 2 nodes with 2 CPUs each, without accounting; skips where Slurm is not installed."""
     with LocalCluster(tmp_path_factory.mktemp("slurm") / "cluster") as started:
         yield started
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files that share something expensive run in one process, one after the other; any other test runs anywhere.
+
+    xdist's own marks for this (`xdist_group`) have no effect under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0].rsplit("/", 1)[-1]
+            return next((group for prefix, group in TOGETHER.items() if file.startswith(prefix)), nodeid)
+
+    return Together(config, log)

@@ -16,7 +16,7 @@ import lab_table
 from convrepro.plan import Job
 from table_on_cluster import Lab, result, science, undisturbed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SEED = int(os.environ.get("CONVREPRO_CHAOS_SEED", "0"))
 EPOCHS = 15

@@ -10,7 +10,7 @@ import torch
 from convrepro.config import compose_config
 from convrepro.train import run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster]
 
 #: One image at a time: no batch normalisation, no dropout. 8 steps of 64 images, with flips and shifts of the images.
 ROW = ["model=deepshift_mnist_conv", "recipe.epochs=2", "recipe.batch_size=64", "logger=none"]

@@ -11,7 +11,7 @@ import pytest
 
 from cluster import NOT_INSTALLED, SCRIPT, LocalCluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster]
 NOBODY = 65534
 
 

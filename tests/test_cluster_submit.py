@@ -18,7 +18,7 @@ from convrepro.cluster import slurm
 from convrepro.errors import ConvReproError
 from table_on_cluster import Lab, result, science, undisturbed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster]
 
 EPOCHS, EXAMPLES = 40, 3000
 WORK = f"budget.epochs={EPOCHS}, budget.train_examples={EXAMPLES}"

@@ -11,7 +11,7 @@ from cluster import LocalCluster
 from convrepro.errors import ConvReproError
 from convrepro.sweep import sweep
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster]
 
 #: The network's second convolution has 20 input channels: hetconv takes p=2 and 5, but not 3.
 ROW = ["model=deepshift_mnist_conv", "conv=hetconv", "logger=none", "trainer=cpu", "hydra/launcher=submitit_slurm"]

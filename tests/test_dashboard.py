@@ -20,8 +20,6 @@ from convrepro.result import FILE
 from convrepro.tables import list_tables, load_table
 from wandb_server import WandbServer
 
-pytestmark = pytest.mark.xdist_group("dashboard")  # one process trains the table that they all look at
-
 NAME = "lab/tiny"
 TABLE = """\
 title: Tiny networks

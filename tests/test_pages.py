@@ -12,8 +12,6 @@ from convrepro.plots.files import OVERVIEW, overview, read_digest
 from convrepro.statics import count_table, row_count
 from convrepro.tables import list_papers, list_tables, load_table
 
-pytestmark = pytest.mark.xdist_group("every table is counted once, in one process")
-
 
 @pytest.fixture(scope="module")
 def counted():
