@@ -133,14 +133,12 @@ class Lab:
 
 def undisturbed(job: Job, runs: Path) -> dict[str, Any]:
     """The result of the same run in this process, without anything in its way."""
-    overrides = [o for o in job.overrides if not o.startswith(("runs=", "weights="))] + [f"runs={runs}"]
-    if job.source:
-        overrides.append(f"weights={runs / job.source.relative_to(job.folder.parents[3]) / 'last.ckpt'}")
+    overrides = [o for o in job.overrides if not o.startswith("runs=")] + [f"runs={runs}"]
     return run(compose_config(overrides), overrides, echo=lambda line: None)
 
 
-def result(job: Job) -> dict[str, Any]:
-    return json.loads((job.folder / "result.json").read_text())
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
 
 
 def science(result: Mapping[str, Any]) -> dict[str, Any]:

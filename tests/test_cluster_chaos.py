@@ -7,6 +7,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -14,7 +16,7 @@ import pytest
 
 import lab_table
 from convrepro.plan import Job
-from table_on_cluster import Lab, result, science, undisturbed
+from table_on_cluster import Lab, result, science
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -101,8 +103,11 @@ def stamp(job: Job) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_ino
 
 
-def test_every_row_finishes_as_if_nothing_had_happened(cluster, tmp_path, monkeypatch):
+def test_every_row_finishes_as_if_nothing_had_happened(cluster, tmp_path, monkeypatch, request):
     lab = Lab(cluster, tmp_path, monkeypatch, *ROWS)
+    words = ["run", lab_table.NAME, "--budget", "smoke", "--seeds", "0", *lab.extra, f"runs={tmp_path / 'calm'}"]
+    calm = subprocess.Popen([sys.executable, "-m", "convrepro.cli", *words], stdout=subprocess.DEVNULL)
+    request.addfinalizer(calm.kill)
     good = [job for job in lab.jobs if job.row.id != BAD]
     bad = lab.job(BAD)
     bad.folder.mkdir(parents=True)
@@ -131,11 +136,13 @@ def test_every_row_finishes_as_if_nothing_had_happened(cluster, tmp_path, monkey
 
     for job in good:
         assert stamp(job) == written[job.row.id], "a result is final"
+    assert calm.wait(900) == 0
     for job in lab.jobs:
         twice = len(lab.epochs(job)) - EPOCHS
         assert 0 <= twice <= chaos.killed[job.row.id], f"{job.row.id} trained {twice} epochs twice"
         assert set(lab.epochs(job)) == set(range(1, EPOCHS + 1))
-        assert science(result(job)) == science(undisturbed(job, tmp_path / "calm")), job.row.id
+        undisturbed = result(tmp_path / "calm" / job.folder.relative_to(lab.runs))
+        assert science(result(job.folder)) == science(undisturbed), job.row.id
     assert lab.log(bad).count("  epoch 1/") == 1
     assert "nothing to queue" in lab.submit()
     assert lab_table.NAME in lab.collected()

@@ -45,10 +45,10 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     states = cluster.wait_until_over(400, first, second, collect)
     assert states == {f"{first}_0": "COMPLETED", f"{second}_0": "COMPLETED", collect: "COMPLETED"}
     assert "2 runs: 2 done" in lab.collected()
-    assert f"smoke {result(lab.job('shift'))['metrics']['last']['top1']:.2f}" in lab.collected()
+    assert f"smoke {result(lab.job('shift').folder)['metrics']['last']['top1']:.2f}" in lab.collected()
     assert re.search(r"plain +done \d", lab.call("status"))
     assert "nothing to queue" in lab.submit()
-    assert result(lab.job("shift"))["config"]["weights"] == str(lab.job("plain").folder / "last.ckpt")
+    assert result(lab.job("shift").folder)["config"]["weights"] == str(lab.job("plain").folder / "last.ckpt")
 
 
 def test_a_run_that_fails_is_named_and_resubmit_repairs_it(cluster, tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_a_preempted_run_goes_on_at_the_step_where_it_stopped(cluster, tmp_path,
     assert cluster.job(f"{array}_0")["Restarts"] == "1"
     assert lab.log(job).count("goes back into the queue") == 1
     assert lab.epochs(job) == list(range(1, EPOCHS + 1)), "every epoch once"
-    assert science(result(job)) == science(undisturbed(job, tmp_path / "calm"))
+    assert science(result(job.folder)) == science(undisturbed(job, tmp_path / "calm"))
 
 
 def test_a_run_on_two_nodes_is_preempted_as_one(cluster, tmp_path, monkeypatch):

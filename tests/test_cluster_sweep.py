@@ -30,6 +30,12 @@ def job_log(runs: Path, job: str) -> str:
     return "".join(path.read_text() for path in runs.glob(f"sweep/.submitit/{job}/*_log.out"))
 
 
+def accounts(cluster: LocalCluster, job: str) -> dict[str, str]:
+    """State by job id as sacct has it, which learns of an end a little after squeue."""
+    told = cluster.run("sacct", "--noheader", "--allocations", "--format=jobid,state", f"--jobs={job}").stdout
+    return dict(line.split() for line in told.splitlines())
+
+
 def results(runs: Path) -> dict[int, dict]:
     """Finished runs by their p."""
     found = [json.loads(path.read_text()) for path in runs.rglob("result.json")]
@@ -47,8 +53,7 @@ def test_of_three_runs_one_fails_one_is_queued_again_and_two_have_results(accoun
     assert states == {"1_0": "COMPLETED", "1_1": "FAILED", "1_2": "COMPLETED"}, out + err
     assert accounting.job("1_1")["ExitCode"] == "1:0"
     assert accounting.job("1_0")["Restarts"] == "1"
-    accounts = accounting.run("sacct", "--noheader", "--allocations", "--format=jobid,state", "--jobs=1").stdout
-    assert dict(line.split() for line in accounts.splitlines()) == states
+    accounting.wait(lambda: accounts(accounting, "1") == states, 30)
 
     assert waiting.returncode == 1
     (failed,) = [line for line in err.splitlines() if line.startswith("failed: ")]

@@ -3,8 +3,9 @@
 import re
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from convrepro.config import GROUPS, choices, compose_config, describe
+from convrepro.config import GROUPS, choices, compose_config, describe, settle
 from convrepro.errors import ConvReproError
 from convrepro.paths import CONF
 from convrepro.tables import list_tables, load_table
@@ -25,6 +26,23 @@ def test_every_row_of_every_table_composes(name):
     for row in table.to_run:
         cfg = compose_config(table.overrides(row))
         assert cfg.recipe.epochs >= 1
+    for row in table.to_run[-1:]:
+        by_hydra(table.overrides(row))
+
+
+def by_hydra(overrides):
+    """Compose by Hydra alone, and compare."""
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides))
+    settle(cfg)
+    assert compose_config(overrides) == cfg
+
+
+@pytest.mark.parametrize(
+    "override", ["~recipe.optimizer.lr", "++recipe.more=1", "+model_args={a: 1, b: [2]}", "model_args={a: 1}", "seed=3"]
+)
+def test_each_kind_of_override_does_what_it_does_in_hydra(override):
+    by_hydra(["conv=shift", "conv.variant=v1", "+model_args.width=2", override])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Composes the Hydra configuration of one run, and turns what Hydra complains about into one sentence."""
 
+import copy
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,14 +43,54 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     for key in (override.split("=")[0] for override in overrides):
         if "logger." in key and is_secret(key):
             raise ConvReproError(f"{key} would be written to the record of the run; set WANDB_API_KEY or `wandb login`")
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        try:
-            cfg = compose("train", overrides=list(overrides))
-            settle(cfg)
-        except (HydraException, OmegaConfBaseException) as error:
+    try:
+        cfg = _composed(overrides)
+        settle(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        with _hydra():
             raise ConvReproError(_explain(overrides, error)) from error
     return cfg
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes. It reads every file anew for that, so that the choices of groups are composed once in a
+    process, and plain values put into a copy.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if not all(map(_is_plain, parsed)):
+        return _compose(overrides)
+    cfg = copy.deepcopy(_chosen(tuple(o.input_line for o in parsed if o.key_or_group in GROUPS)))
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if override.is_add() and OmegaConf.select(cfg, key) is not None:
+            return _compose(overrides)
+        if key not in GROUPS:
+            OmegaConf.update(cfg, key, value, merge=True, force_add=override.is_add())
+    return cfg
+
+
+def _is_plain(override: Override) -> bool:
+    """Whether it chooses of one of our groups, or sets or adds one value of a run."""
+    place, key = override.package, override.key_or_group
+    changes = override.type is OverrideType.CHANGE or (override.is_add() and key not in GROUPS)
+    return changes and not override.is_sweep_override() and not place and not re.match(r"hydra\b|.*/", key)
+
+
+@cache
+def _chosen(choices: tuple[str, ...]) -> DictConfig:
+    return _compose(choices)
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    with _hydra():
+        return compose("train", overrides=list(overrides))
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        yield
 
 
 def settle(cfg: DictConfig) -> None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from convrepro import complexity, train
 from convrepro.config import compose_config
 from convrepro.errors import ConvReproError
+from convrepro.ops.init import RepeatedFill
 from convrepro.surgery import SurgeryReport
 from convrepro.tables import Row, Table
 
@@ -20,7 +21,8 @@ Statics = dict[str, dict[str, int | Fraction]]
 
 def count(cfg: DictConfig) -> tuple[complexity.Count, SurgeryReport]:
     """The cost of the network that `cfg` describes, at its data set's resolution, and what was replaced in it."""
-    network, report = train.build_network(cfg)
+    with RepeatedFill():
+        network, report = train.build_network(cfg)
     return train.count_network(network, cfg, cfg.data.image_size), report
 
 

@@ -139,14 +139,15 @@ def replace_convs(
             raise ConvReproError(f"layer {site.name!r}: {error}") from error
         fresh[site.name] = new.train(layer.training).to(memory_format=memory_format)
 
+    new = {}
     for site in sites:
         merged = () if operator == "standard" else site.merged
         convs = [name for name in merged if name in kinds]
         before = " + ".join(repr(model.get_submodule(name)) for name in (*convs, site.name))
         report.replaced.append(Swap(site.name, before, repr(fresh[site.name])))
-        _install(model, site.name, fresh[site.name])
-        for name in merged:
-            _install(model, name, nn.Identity())
+        new[site.name] = fresh[site.name]
+        new |= {name: nn.Identity() for name in merged}
+    _install(model, new)
     changed = {name for site in sites for name in (site.name, *site.merged)}
     report.kept = {
         n: refused.get(n, k) for n, k in kinds.items() if n not in changed and (k != "linear" or n in refused)
@@ -310,9 +311,9 @@ def _linear_arguments(linear: nn.Linear) -> dict[str, object]:
     return {"in_features": linear.in_features, "out_features": linear.out_features, "bias": linear.bias is not None}
 
 
-def _install(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in the place `name`, and wherever else the model uses the same module."""
-    old = model.get_submodule(name)
-    places = [place for place, module in model.named_modules(remove_duplicate=False) if module is old]
-    for place in places:
-        model.set_submodule(place, new)
+def _install(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
+    """Put each module in the place that is its name, and wherever else the model uses the same module as there."""
+    by_old = {model.get_submodule(name): module for name, module in new.items()}
+    places = [(place, m) for place, m in model.named_modules(remove_duplicate=False) if m in by_old]
+    for place, old in places:
+        model.set_submodule(place, by_old[old])

@@ -106,7 +106,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
     shown, going = look()
     if arguments.once or not sys.stdout.isatty():
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(shown)
+        plain = not sys.stdout.isatty()
+        Console(width=PLAIN_WIDTH if plain else None).print(shown, soft_wrap=plain)
         return 0
     with Live(shown, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while going:

@@ -1,8 +1,12 @@
 """Initialisation of filters, given the true fans of an operator."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SCHEMES = ("torch", "fan_in", "fan_out")
 
@@ -33,3 +37,25 @@ def init_bias_(bias: Tensor | None, init: str, *, fan_in: float) -> None:
         nn.init.uniform_(bias, -bound, bound)
     else:
         nn.init.zeros_(bias)
+
+
+class RepeatedFill(TorchDispatchMode):
+    """While entered, a random fill of a large tensor repeats a block of its numbers: for networks that are only counted,
+    whose numbers do not matter, but take longer than the counting.
+    """
+
+    BLOCK = 65_537  # a prime, so that no two rows of a matrix are equal
+    FILLS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+
+    def __torch_dispatch__(
+        self, function: Callable, types: Sequence, args: Sequence = (), kwargs: Mapping | None = None
+    ) -> Any:
+        if function not in self.FILLS or args[0].numel() <= self.BLOCK:
+            return function(*args, **(kwargs or {}))
+        tensor, *numbers = args
+        block = function(tensor.new_empty(self.BLOCK), *numbers, **(kwargs or {}))
+        flat = tensor.view(-1)
+        whole = flat.numel() // self.BLOCK * self.BLOCK
+        flat[:whole].view(-1, self.BLOCK).copy_(block)
+        flat[whole:] = block[: flat.numel() - whole]
+        return tensor
