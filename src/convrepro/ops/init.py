@@ -40,7 +40,7 @@ def init_bias_(bias: Tensor | None, init: str, *, fan_in: float) -> None:
 
 
 class RepeatedFill(TorchDispatchMode):
-    """While entered, a random fill of a large tensor repeats a block of its numbers: for networks that are only counted,
+    """While entered, a random fill of a large tensor repeats a block of numbers: for networks that are only counted,
     whose numbers do not matter, but take longer than the counting.
     """
 

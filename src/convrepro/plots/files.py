@@ -40,8 +40,8 @@ def write_overview(
 
 
 def overview(counted: Iterable[tuple[Table, Statics]]) -> Figure | None:
-    """The costs of several tables in one figure; None where there are too few."""
-    return costs(counted, "Published against recomputed costs", LABEL_FROM)
+    """The costs of several tables in one figure, whatever their order; None where there are too few."""
+    return costs(sorted(counted, key=lambda pair: pair[0].name), "Published against recomputed costs", LABEL_FROM)
 
 
 def read_digest(path: Path) -> str | None:
