@@ -39,7 +39,7 @@ def by_hydra(overrides):
 
 
 @pytest.mark.parametrize(
-    "override", ["~recipe.optimizer.lr", "++recipe.more=1", "+model_args={a: 1, b: [2]}", "model_args={a: 1}", "seed=3"]
+    "override", ["~recipe.optimizer.lr", "++recipe.more=1", "+model_args={a: 1, b: [2]}", "seed=3"]
 )
 def test_each_kind_of_override_does_what_it_does_in_hydra(override):
     by_hydra(["conv=shift", "conv.variant=v1", "+model_args.width=2", override])
