@@ -67,6 +67,15 @@ def test_attempts_at_a_requeued_run_merge_in_order_and_are_not_sent_twice(server
     assert epochs(run) == [0, 1, 2, 3, 4]
 
 
+def test_each_of_several_runs_is_sent_by_its_attempt_alone(server, tmp_path):
+    """W&B's client keeps the list of runs that it was told first."""
+    client("offline")
+    for seed in (0, 1, 2):
+        train([f"seed={seed}"], tmp_path)
+    assert set(send(tmp_path).sent.values()) == {"sent 1 attempt"}
+    assert len(server.runs) == 3
+
+
 def test_what_an_online_attempt_made_up_for_is_not_sent_again(server, folder, tmp_path):
     client("offline")
     attempt(folder, 2, PREEMPTED)
@@ -76,7 +85,7 @@ def test_what_an_online_attempt_made_up_for_is_not_sent_again(server, folder, tm
     assert send(tmp_path).counts == "0 sent, 1 skipped, 0 failed"
     client("offline")
     attempt(folder, 6)
-    assert send(tmp_path).sent == {NAME: "sent 1 attempts"}
+    assert send(tmp_path).sent == {NAME: "sent 1 attempt"}
     assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4, 5]
 
 
@@ -117,7 +126,7 @@ def test_a_torn_attempt_is_sent_as_far_as_it_goes_and_the_next_one_continues_the
 def test_a_run_that_failed_at_once_is_told_too_and_another_project_may_be_named(server, folder, tmp_path):
     client("offline")
     attempt(folder, 0, ValueError("no images"))
-    assert send(tmp_path, project="mine").sent == {NAME: "sent 1 attempts"}
+    assert send(tmp_path, project="mine").sent == {NAME: "sent 1 attempt"}
     run = server.run(IDENTITY.run_id)
     assert (run.project, run.state, run.exit_code) == ("mine", "failed", 1)
     assert send(tmp_path, project="mine").counts == "0 sent, 1 skipped, 0 failed"

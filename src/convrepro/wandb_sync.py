@@ -74,6 +74,7 @@ class Server:
         if self.cfg["project"] not in self.projects:
             return {}
         path = f"{self.entity}/{self.cfg['project']}"
+        self.api.flush()  # it keeps what it was told before
         found = self.api.runs(path, filters={"group": table}, per_page=200, lazy=False)
         return {run.id: There(run.state, int(run.summary.get("epoch", -1))) for run in found}
 
@@ -135,7 +136,7 @@ def _sync_run(server: Server, identity: Identity, folder: Path, there: There) ->
         for attempt in new:
             server.send(attempt)
         there = server.there(identity)
-    told = [f"{len(new)} attempts"] if new else []
+    told = [f"{len(new)} attempt{'s' * (len(new) > 1)}"] if new else []
     if result and not whole(there, result):
         replay(server.cfg, identity, folder, result)
         told.append("the rest from its result" if there.state != "absent" else "its result")
