@@ -34,6 +34,7 @@ class LocalCluster:
     def __init__(self, folder: Path, *knobs: str) -> None:
         self.folder = folder
         self.knobs = knobs
+        self._crashed = False
         self.env = {
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
@@ -110,7 +111,20 @@ class LocalCluster:
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited {seconds} s in vain; jobs: {self.queue()}\n{self.logs()}")
             time.sleep(0.2)
+            if self._crashed:
+                self._put_right()
         return value
+
+    def _put_right(self) -> None:
+        """What an administrator does after a crash of slurmctld: it has forgotten which jobs it started just before,
+        takes them for duplicates when it starts them again, drains their nodes and holds them.
+        """
+        drained = set(self.run("sinfo", "-Nh", "-o", "%N %E").stdout.splitlines())
+        for node in (line.split()[0] for line in drained if line.endswith("Duplicate jobid")):
+            self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        held = self.run("squeue", "-rh", "-t", "PD", "-o", "%i %r").stdout.splitlines()
+        for job in (line.split()[0] for line in held if line.endswith("launch failed requeued held")):
+            self.run("scontrol", "release", job, check=False)
 
     def wait_until_over(self, seconds: float, *jobs: str) -> dict[str, str]:
         """Wait until these jobs (arrays: all their tasks; none given: every job) have ended; their states."""
@@ -129,6 +143,7 @@ class LocalCluster:
         self.wait(lambda: not _lives(pid), 30)
         started = self.script("start")
         assert started.returncode == 0, started.stderr + self.logs()
+        self._crashed = self._crashed or how == signal.SIGKILL
 
     def logs(self) -> str:
         """The last lines of each of the cluster's logs."""

@@ -118,6 +118,7 @@ def igcv1_case(name: str, **own: Any) -> OperatorCase:
                 ("secondary_partitions=4", "divide", "= 6", "valid: 1, 2, 3, 6, or None"),
             ),
             ({"secondary": "max"}, ("secondary='max'", "valid: learned, sum")),
+            ({"form": "fused"}, ("form='fused'", "valid: auto, plain, folded")),
             (
                 {"primary_partitions": 2, "secondary": "sum", "secondary_partitions": 3},
                 ("secondary_partitions=3", "one channel of each", "valid: 6, or None"),
@@ -135,6 +136,7 @@ def igcv2_case(name: str, out_channels: int = 12, **own: Any) -> OperatorCase:
         out_channels=out_channels,
         bad=(
             ({"branch_channels": None, "layers": 1}, ("layers=1", "at least 2")),
+            ({"form": "fused"}, ("form='fused'", "valid: auto, plain, folded")),
             (
                 {"branch_channels": None, "layers": 5, "complementary": True},
                 ("layers=5", "in_channels=8", "4 factors", "valid: 2, 3, 4"),
@@ -172,6 +174,7 @@ def igcv3_case(name: str, **own: Any) -> OperatorCase:
         bad=(
             ({"expansion": 0}, ("expansion=0", "valid: 1, 2")),
             ({"expansion": 1.5}, ("expansion=1.5", "integer")),
+            ({"form": "fused"}, ("form='fused'", "valid: auto, plain, folded")),
             ({"groups_in": 3}, ("groups_in=3", "in_channels=8", "valid: 1, 2, 4, 8")),
             ({"groups_out": 5}, ("groups_out=5", "out_channels=12", "valid: 1, 2, 3, 4, 6, 12")),
             (
@@ -295,12 +298,18 @@ CASES = [
     igcv1_case("igcv1-fewer-secondary", primary_partitions=2, secondary_partitions=3),
     igcv1_case("igcv1-dense-secondary", primary_partitions=4, secondary_partitions=1),
     igcv1_case("igcv1-sum", primary_partitions=4, secondary="sum"),
+    igcv1_case("igcv1-plain", primary_partitions=4, form="plain"),
+    igcv1_case("igcv1-folded", primary_partitions=2, form="folded"),
     igcv2_case("igcv2"),
     igcv2_case("igcv2-4-layers", layers=4),
     igcv2_case("igcv2-2-layers", layers=2),
     igcv2_case("igcv2-multiplier", out_channels=16, branch_channels=(4, 2), channel_multiplier=True),
     igcv2_case("igcv2-incomplete", branch_channels=(2, 2), complementary=False),
+    igcv2_case("igcv2-plain", form="plain"),
+    igcv2_case("igcv2-folded", form="folded"),
     igcv3_case("igcv3"),
     igcv3_case("igcv3-groups", expansion=2, groups_in=8, groups_out=2),
     igcv3_case("igcv3-dense", expansion=1, groups_in=1, groups_out=1),
+    igcv3_case("igcv3-plain", form="plain"),
+    igcv3_case("igcv3-folded", groups_in=2, groups_out=4, form="folded"),
 ]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from convrepro.bench import Setting, _in_turns, bench_network, bench_table
+from convrepro.bench import Setting, bench_network, bench_table, in_turns
 from convrepro.cli import main
 from convrepro.errors import ConvReproError
 from convrepro.statics import row_count
@@ -15,7 +15,7 @@ QUICK = Setting(batch_size=2, threads=1, rounds=2)
 
 def test_candidate_and_baseline_take_turns_in_alternating_order():
     turns = []
-    ratio = _in_turns(lambda: turns.append("candidate"), lambda: turns.append("baseline"), rounds=3)
+    ratio = in_turns(lambda: turns.append("candidate"), lambda: turns.append("baseline"), rounds=3)
     first_of_round = turns[::2]
     assert turns.count("candidate") == turns.count("baseline") == 4
     assert set(first_of_round[1:3]) == {"candidate", "baseline"}
@@ -24,8 +24,8 @@ def test_candidate_and_baseline_take_turns_in_alternating_order():
 
 def test_the_slower_of_two_is_told_from_the_faster():
     busy = lambda n: lambda: sum(range(n))  # noqa: E731
-    assert _in_turns(busy(300_000), busy(30_000), rounds=5).median > 2
-    assert _in_turns(busy(30_000), busy(300_000), rounds=5).median < 0.5
+    assert in_turns(busy(300_000), busy(30_000), rounds=5).median > 2
+    assert in_turns(busy(30_000), busy(300_000), rounds=5).median < 0.5
 
 
 def test_a_row_is_timed_against_the_same_network_with_standard_convolutions():

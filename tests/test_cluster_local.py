@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -178,3 +179,11 @@ def test_it_runs_without_root(cluster):
             assert as_nobody("srun", "--nodes=2", "id", "-u").stdout.split() == [str(NOBODY)] * 2
         finally:
             assert as_nobody(copy, "stop", "--purge", "--folder", folder / "cluster").returncode == 0
+
+
+def test_jobs_that_a_crashed_controller_forgot_go_on_once_an_administrator_lets_them(cluster, tmp_path):
+    job = script(tmp_path, "srun sleep 4\n")
+    array = cluster.sbatch("--requeue", "--output=/dev/null", "--array=0-1", "--nodes=1", job)
+    cluster.wait(lambda: "RUNNING" in cluster.queue().values(), 60)
+    cluster.restart_controller(signal.SIGKILL)
+    assert cluster.wait_until_over(150, array) == {f"{array}_0": "COMPLETED", f"{array}_1": "COMPLETED"}

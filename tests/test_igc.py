@@ -11,7 +11,7 @@ from torch import nn
 
 from convrepro.complexity import cross_check
 from convrepro.ops import ConvOperator, IGCV1Conv2d, IGCV2Conv2d, IGCV3Conv2d
-from convrepro.ops.igc import FOLDED_GROUPS, shuffle
+from convrepro.ops.igc import FOLDED_GROUPS, FORMS, ChannelShuffle, shuffle
 from operator_cases import count_paths, count_weights
 
 
@@ -27,6 +27,18 @@ def test_shuffle_follows_the_formula_and_has_an_inverse(channels: int, groups: i
     assert shuffle(x, groups, 0).tolist() == expected
     assert F.channel_shuffle(x.view(1, channels, 1, 1), groups).flatten().tolist() == expected
     assert torch.equal(shuffle(shuffle(x, groups, 0), channels // groups, 0), x)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(6, 2), (12, 3), (12, 4), (48, 24), (7, 7)])
+@pytest.mark.parametrize("batch", [0, 2])
+def test_channel_shuffle_is_torchs_and_keeps_the_memory_format(channels: int, groups: int, batch: int) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(batch, channels, 3, 5).to(memory_format=layout).requires_grad_()
+        y, expected = ChannelShuffle(groups)(x), F.channel_shuffle(x, groups)
+        assert torch.equal(y, expected)
+        assert y.is_contiguous(memory_format=layout)
+        upstream = torch.randn_like(y)
+        assert torch.equal(*(torch.autograd.grad(z, x, upstream)[0] for z in (y, expected)))
 
 
 BOTH_FORMS = [
@@ -53,6 +65,43 @@ def test_folded_permutations_have_the_same_gradients(operator: ConvOperator, lay
         results.append([y, source.grad, *(p.grad for p in operator.parameters())])
         assert y.is_contiguous(memory_format=layout)
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("operator", "knobs"),
+    [
+        (IGCV1Conv2d, {"primary_partitions": 8}),
+        (IGCV1Conv2d, {"primary_partitions": 2, "secondary_partitions": 2}),
+        (IGCV1Conv2d, {"primary_partitions": 16}),
+        (IGCV1Conv2d, {"primary_partitions": 8, "secondary": "sum"}),
+        (IGCV2Conv2d, {"branch_channels": (8, 2), "channel_multiplier": True}),
+        (IGCV2Conv2d, {"layers": 3}),
+        (IGCV3Conv2d, {}),
+        (IGCV3Conv2d, {"groups_in": 4, "groups_out": 8}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "words", [{"stride": 2, "padding": 1}, {"dilation": (1, 2), "bias": False}, {"kernel_size": (5, 3)}], ids=str
+)
+def test_every_form_is_the_dense_convolution_with_its_gradients(
+    form: str, operator: type[ConvOperator], knobs: dict, words: dict
+) -> None:
+    op = operator(16, 32, **{"kernel_size": 3, "dtype": torch.float64, **words}, **knobs, form=form)
+    dense = nn.Conv2d(16, 32, **{"kernel_size": 3, "dtype": torch.float64, **words})
+    dense.load_state_dict({"weight": op.dense_weight(), **({"bias": op.bias} if dense.bias is not None else {})})
+    for layout in (torch.contiguous_format, torch.channels_last):
+        op, dense = op.to(memory_format=layout), dense.to(memory_format=layout)
+        x = torch.randn(2, 16, 7, 9, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+        y, expected = op(x), dense(x)
+        torch.testing.assert_close(y, expected)
+        assert y.is_contiguous(memory_format=layout)
+        upstream = torch.randn_like(y)
+        torch.testing.assert_close(*(torch.autograd.grad(z, x, upstream, retain_graph=True)[0] for z in (y, expected)))
+        exact = op.forward_exact(x)
+        parameters = list(op.parameters())
+        torch.testing.assert_close(*(torch.autograd.grad(z, parameters, upstream) for z in (y, exact)))
 
 
 def test_both_ways_of_permuting_are_tested() -> None:

@@ -15,14 +15,15 @@ LEVELS = {
     "errors": 0, "interruption": 0, "locks": 0, "paths": 0, "ops": 0,
     "counting_rules": 1, "zoo": 1, "surgery": 1, "tables": 1, "confidential": 1, "result": 1, "identity": 1,
     "environment": 1, "weights": 1,
-    "models": 2, "complexity": 3, "data": 2, "optim": 2, "evidence": 2, "coverage_record": 2,
+    "speed_record": 1.5, "speed_page": 2,
+    "models": 2, "deploy": 2, "complexity": 3, "data": 2, "optim": 2, "evidence": 2, "coverage_record": 2,
     "config": 2, "plan": 2, "run_folder": 2, "run_summary": 2, "fragments": 2,
     "module": 3, "tracking": 3, "checkpoints": 3, "progress": 3,
     "plots": 3, "page": 4,
     "train": 4,
     "wandb_sync": 4, "dashboard_panels": 3, "dashboard": 5, "dashboard_runs": 6,
     "audit": 3, "statics": 5, "sweep": 5, "runner": 5, "bench": 5, "coverage": 5,
-    "cluster": 6, "commands": 7, "cli": 8,
+    "cluster": 6, "speed": 6, "commands": 7, "cli": 8,
 }  # fmt: skip
 
 

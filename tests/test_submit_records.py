@@ -199,6 +199,13 @@ def test_what_the_last_attempt_told_is_not_taken_for_this_one(jobs, submission):
     assert told(jobs, submission, [queued(submission, 0, requeued=1)])[0] == "starting requeued 1x"
 
 
+@pytest.mark.parametrize("reason", ["launch failed requeued held", "JobHeldUser"])
+def test_a_run_that_is_held_is_told_with_what_frees_it(jobs, submission, reason):
+    standing = survey(jobs, [submission], [queued(submission, 0, "PENDING", reason, 1)])["plain", 0]
+    assert str(standing) == "held requeued 1x"
+    assert standing.why == f"held: {reason}; `scontrol release 7_0` lets it go on"
+
+
 def test_a_task_that_says_nothing_for_long_is_shown_as_silent(jobs, submission):
     progress(jobs[0], updated=(datetime.now(UTC) - timedelta(minutes=25)).isoformat())
     assert "silent for 25 min" in told(jobs, submission, [queued(submission, 0)])[0]

@@ -7,7 +7,7 @@ in an order that is reversed from round to round; what counts is the ratio withi
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from convrepro import train
 from convrepro.config import compose_config
+from convrepro.deploy import fuse
 from convrepro.environment import describe
 from convrepro.errors import ConvReproError
 from convrepro.tables import Table
@@ -66,6 +67,7 @@ class Timing:
 
     name: str
     baseline: str
+    batch_size: int
     macs_ratio: float
     ratios: dict[str, Ratio]
     other_load: float | None
@@ -73,6 +75,10 @@ class Timing:
     def realised(self, mode: str) -> float:
         """The measured speed-up as a share of the speed-up by MACs."""
         return self.macs_ratio / self.ratios[mode].median
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready, with the realised share by mode."""
+        return {**asdict(self), "realised": {mode: self.realised(mode) for mode in self.ratios}}
 
 
 def bench_table(table: Table, rows: Sequence[str], setting: Setting, watch: Callable[[Timing], None]) -> list[Timing]:
@@ -128,16 +134,18 @@ def compare(name: str, cfg: DictConfig, base_name: str, base: DictConfig, settin
             train.count_network(network, c, c.data.image_size).total("conv_fc")
             for network, c in zip(networks, (cfg, base), strict=True)
         ]
-        before = _busy()
+        before = busy()
         ratios = {}
         for mode in setting.modes:
             steps = [_step(network, c, mode, setting) for network, c in zip(networks, (cfg, base), strict=True)]
-            ratios[mode] = _in_turns(*steps, setting.rounds)
-        return Timing(name, base_name, counts[0] / counts[1], ratios, _others(before))
+            ratios[mode] = in_turns(*steps, setting.rounds)
+        return Timing(name, base_name, setting.batch_size, counts[0] / counts[1], ratios, other_load(before))
 
 
 def _step(network: nn.Module, cfg: DictConfig, mode: str, setting: Setting) -> Callable[[], None]:
-    """One training step (forward, backward, SGD with momentum) or one evaluation of a batch."""
+    """One training step (forward, backward, SGD with momentum) or one evaluation of a batch, in the fused form."""
+    if mode == "inference":
+        network, _ = fuse(network)
     shape = (setting.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     images, labels = torch.randn(shape), torch.randint(cfg.data.num_classes, shape[:1])
     if setting.channels_last:
@@ -159,7 +167,8 @@ def _step(network: nn.Module, cfg: DictConfig, mode: str, setting: Setting) -> C
     return learn if mode == "train" else evaluate
 
 
-def _in_turns(candidate: Callable[[], None], baseline: Callable[[], None], rounds: int) -> Ratio:
+def in_turns(candidate: Callable[[], None], baseline: Callable[[], None], rounds: int) -> Ratio:
+    """Time two steps in turns, after one round that warms up and does not count."""
     seconds: dict[Callable[[], None], list[float]] = {candidate: [], baseline: []}
     for number in range(rounds + 1):
         for step in (candidate, baseline) if number % 2 else (baseline, candidate):
@@ -183,7 +192,7 @@ def _threads(number: int):
         torch.set_num_threads(before)
 
 
-def _busy() -> tuple[float, float, float] | None:
+def busy() -> tuple[float, float, float] | None:
     """(clock, our CPU seconds, everybody's CPU seconds); None where the system does not tell."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
@@ -194,22 +203,22 @@ def _busy() -> tuple[float, float, float] | None:
     return time.monotonic(), time.process_time(), everybody
 
 
-def _others(before: tuple[float, float, float] | None) -> float | None:
+def other_load(before: tuple[float, float, float] | None) -> float | None:
     """Cores that others kept busy since `before`."""
-    after = _busy()
+    after = busy()
     if before is None or after is None:
         return None
     clock, own, everybody = (b - a for a, b in zip(before, after, strict=True))
     return round(max(everybody - own, 0) / clock, 2)
 
 
-def record(what: str, timings: Sequence[Timing], setting: Setting) -> dict[str, Any]:
+def record(what: str, timings: Sequence[Mapping[str, Any]], setting: Setting) -> dict[str, Any]:
     """A JSON-ready account of the timings with where and how they were obtained."""
     return {
         "schema": 1,
         "what": what,
         "setting": asdict(setting),
-        "timings": [{**asdict(t), "realised": {mode: t.realised(mode) for mode in t.ratios}} for t in timings],
+        "timings": list(timings),
         "environment": {**describe("cpu", "32-true"), "threads": setting.threads or torch.get_num_threads()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

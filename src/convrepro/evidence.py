@@ -17,6 +17,7 @@ from convrepro.errors import ConvReproError
 from convrepro.locks import exclusive
 from convrepro.paths import REPRODUCTIONS, ROOT
 from convrepro.result import FILE, read_result, write_json
+from convrepro.speed_record import FOLDER, grid, merged, of_table, records
 from convrepro.tables import (
     Results,
     Row,
@@ -316,6 +317,7 @@ def report(paper: str, statics: Callable[[Table], Statics], root: Path = REPRODU
     tables = paper_tables(paper, root)
     folder = root / paper
     notes = folder / "notes.md"
+    speeds = merged(records(root / FOLDER))
     parts = [notes.read_text(encoding="utf-8").strip() if notes.exists() else f"# {paper}", GENERATED]
     for table in tables:
         parts.append(render_table(table, statics(table), load_evidence(table, root)[1], "markdown").strip())
@@ -324,6 +326,8 @@ def report(paper: str, statics: Callable[[Table], Statics], root: Path = REPRODU
             for kind, told in PLOTS.items()
             if plot_path(table.name, kind, root).exists()
         ]
+        if timed := of_table(table.name, speeds):
+            parts += ["**Time**, measured as [SPEED.md](../SPEED.md) says", "\n".join(grid(timed, "row"))]
         if proxies := load_proxies(table, root):
             parts += ["**Proxy runs** (compared with no published value)", render_proxies(table, proxies).strip()]
     path = folder / "README.md"

@@ -61,6 +61,12 @@ def row_count(table: Table, row: Row) -> complexity.Count:
     return _counted[key].part(row.layers) if row.layers else _counted[key]
 
 
+def forget() -> None:
+    """Count networks anew that were counted in this process, to time it."""
+    _counted.clear()
+    _composed.cache_clear()
+
+
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     """The configuration of rows with these overrides, as untrained networks: a table of layers has one for all rows."""

@@ -25,6 +25,7 @@ KINDS = {
     "starting": "cyan",
     "ending": "cyan",
     "pending": "",
+    "held": "yellow",
     "started": "yellow",
     "missing": "dim",
     "failed": "red",
@@ -102,6 +103,8 @@ def _standing(run: RunState, queued: Queued | None, log: Path | None, *, asked: 
 
 
 def _queued(queued: Queued, progress: Mapping[str, Any]) -> Standing:
+    if "held" in queued.reason.lower():
+        return Standing("held", "", f"{queued.reason}; `scontrol release {queued.job}` lets it go on", queued.requeued)
     if queued.state == "PENDING":
         return Standing("pending", queued.reason, requeued=queued.requeued)
     if queued.state == "RUNNING":
@@ -175,7 +178,7 @@ def unfinished(standings: Mapping[tuple[str, int], Standing], kinds: Sequence[st
 
 
 def render(title: Sequence[str], standings: Mapping[tuple[str, int], Standing]) -> "RenderableType":
-    """Rows by seeds; below, how many of each kind, and why those failed that did."""
+    """Rows by seeds; below, how many of each kind, and why some will not go on by themselves."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -186,5 +189,5 @@ def render(title: Sequence[str], standings: Mapping[tuple[str, int], Standing]) 
     for row in dict.fromkeys(row for row, _ in standings):
         cells = [standings.get((row, seed)) for seed in seeds]
         grid.add_row(row, *(Text(str(cell), KINDS[cell.kind]) if cell else "" for cell in cells))
-    bad = unfinished(standings, ("failed", "lost"))
+    bad = unfinished(standings, ("failed", "lost", "held"))
     return Group(*map(Text, title), grid, Text(counts(standings)), *(Text(line, "red") for line in bad))

@@ -28,6 +28,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--png", action="store_true", help="with --plots: PNG beside SVG")
     verb.add_argument("--html", nargs="?", const=PAGE, metavar="FILE", help=f"write one HTML page instead ({PAGE})")
     verb.add_argument("--audit", action="store_true", help="write AUDIT.md instead: every static value, recounted")
+    verb.add_argument("--speed", action="store_true", help="write SPEED.md and its plot instead, from records of bench")
     verb.set_defaults(execute=_report)
 
 
@@ -52,6 +53,14 @@ def _report(arguments: argparse.Namespace) -> int:
         from convrepro.statics import row_count
 
         print(write_audit(row_count))
+        return 0
+    if arguments.speed:
+        from convrepro.plots.files import write_speeds
+        from convrepro.speed_page import write
+        from convrepro.speed_record import merged, records
+
+        for path in (write(), *write_speeds(merged(records()))):
+            print(path)
         return 0
     from convrepro.evidence import report, write_scoreboard
     from convrepro.tables import list_papers

@@ -7,8 +7,9 @@ from typing import Any
 def add(verbs: Any) -> None:
     """Add the verb of this module to an argument parser's."""
     verb = verbs.add_parser("bench", help="time beside MACs: rows of a table, or a network, against the dense one")
-    verb.add_argument("what", nargs="+", help="a table, or overrides such as model=resnet18 conv=hetconv conv.p=4")
+    verb.add_argument("what", nargs="+", help="a table, overrides such as model=resnet18 conv=hetconv conv.p=4, or all")
     verb.add_argument("--rows", default="", help="some rows only, comma-separated")
+    verb.add_argument("--only", default="", help="of all: what has these letters in its group or name")
     verb.add_argument("--modes", default="train,inference", help="what to time (default: train,inference)")
     verb.add_argument("--batch-size", type=int, default=128, help="images in a batch (default: 128)")
     verb.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
@@ -37,11 +38,17 @@ def _bench(arguments: argparse.Namespace) -> int:
     def show(timing: bench.Timing) -> None:
         print(bench.line(timing), flush=True)
 
-    if any("=" in word for word in arguments.what):
-        timings = [bench.bench_network(arguments.what, setting)]
-        show(timings[0])
+    if arguments.what == ["all"]:
+        from convrepro.speed import run_suite
+
+        timings = run_suite(setting, arguments.only, show)
+    elif any("=" in word for word in arguments.what):
+        timed = bench.bench_network(arguments.what, setting)
+        show(timed)
+        timings = [timed.as_json()]
     else:
-        timings = [t for name in arguments.what for t in bench.bench_table(load_table(name), rows, setting, show)]
+        tables = [load_table(name) for name in arguments.what]
+        timings = [timing.as_json() for table in tables for timing in bench.bench_table(table, rows, setting, show)]
     if arguments.json:
         write_json(Path(arguments.json), bench.record(" ".join(arguments.what), timings, setting))
         print(arguments.json)

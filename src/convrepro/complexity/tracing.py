@@ -32,7 +32,7 @@ _FREE = {
         frac frexp heaviside index_add ldexp log log10 log1p log2 maximum minimum nan_to_num neg pow reciprocal
         remainder round rsqrt rsub sgn sign sin sqrt square sub tan trunc where""",
     "activations": """
-        celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax mish prelu relu6
+        celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax mish prelu relu6
         selu sigmoid silu softmax softplus softsign tanh threshold""",
     "reductions and comparisons": """
         all amax amin any argmax argmin isfinite isinf isnan le linalg_vector_norm logical_and logical_not

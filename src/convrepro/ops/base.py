@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from fractions import Fraction
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +31,18 @@ def conv_arguments(conv: nn.Conv2d) -> dict[str, object]:
     words = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     arguments = {word: getattr(conv, word) for word in words}
     return arguments | {"bias": conv.bias is not None, "device": conv.weight.device, "dtype": conv.weight.dtype}
+
+
+def scaled(weight: Tensor, scale: Tensor) -> nn.Parameter:
+    """`weight` (N, ...) with each row times its entry of `scale` (N,); in the dtype and memory format of `weight`."""
+    return nn.Parameter(weight.detach() * scale.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)), False)
+
+
+@torch.no_grad()
+def fold_bias_(layer: nn.Module, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
+    """Put `layer.bias * scale + shift` (N,) in the place of the bias of `layer`, which may be None."""
+    bias = shift if layer.bias is None else layer.bias * scale + shift
+    layer.bias = nn.Parameter(bias.to(dtype), False)
 
 
 class ConvOperator(nn.Module, ABC):
@@ -94,6 +107,27 @@ class ConvOperator(nn.Module, ABC):
     def forward_exact(self, x: Tensor) -> Tensor:
         """The plain reference form: as `forward`, executing exactly `macs()` multiply-accumulates."""
         return self(x)
+
+    def fold_(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the output `scale * output + shift`, both (N,) for the output channels, with weights for inference.
+
+        Returns False, with nothing changed, where the weights have no place for a scale of each output channel, or
+        must stay what they are: powers of two, codes of few bits.
+        """
+        if not self._scale_(scale):
+            return False
+        fold_bias_(self, scale, shift, next(self.parameters()).dtype)
+        return True
+
+    def _scale_(self, scale: Tensor) -> bool:
+        """The weights' share of `fold_`."""
+        return False
+
+    def deployed(self) -> nn.Module:
+        """A module that gives what `forward` gives in evaluation mode, with everything done that depends on the weights
+        alone. It may share tensors with the operator, and may be the operator itself.
+        """
+        return self
 
     @abstractmethod
     def reset_parameters(self, init: str = "torch") -> None:

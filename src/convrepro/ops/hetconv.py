@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import ConvOperator, Pair, conv_arguments
+from convrepro.ops.base import ConvOperator, Pair, conv_arguments, scaled
+from convrepro.ops.deployed import KxkPlus1x1, conv, geometry, shuffle_layers
 from convrepro.ops.init import init_bias_, init_weight_
-from convrepro.ops.kxk_plus_1x1 import fits, kxk_plus_1x1
+from convrepro.ops.kxk_plus_1x1 import fits, kxk_plus_1x1, packed
 
 ARRANGEMENTS = ("contiguous", "shifted")
 FORMS = ("auto", "plain", "fused")
@@ -174,10 +175,10 @@ class HetConv2d(ConvOperator):
         return self._in_output_order(
             kxk_plus_1x1(
                 x,
-                None if centres.shape == x.shape and centres.data_ptr() == x.data_ptr() else centres,
+                None if centres is x else centres,
                 self.weight_kxk,
                 self._pointwise_by_block().flatten(2, 3).flatten(0, 1),
-                self._bias_by_block(),
+                None if self.bias is None else self._by_part(self.bias),
                 self.stride,
                 padding,
                 self.dilation,
@@ -200,6 +201,36 @@ class HetConv2d(ConvOperator):
         y = self._in_output_order(y)
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
+    def deployed(self) -> nn.Module:
+        """A group convolution plus a 1x1 convolution with resolved weights, or for p=1 the standard convolution.
+
+        Groups of few channels are merged where that is faster (`kxk_plus_1x1.packed`).
+        """
+        if self.parts == 1:
+            return conv(self.weight_kxk, self.bias, **geometry(self))
+        weight, groups = packed(self.weight_kxk, self.blocks)
+        mixing = self._pointwise_by_block().flatten(2, 3).flatten(0, 1)[..., None, None]
+        words = zip(self.padding, self.dilation, self.kernel_size, strict=True)
+        layer = KxkPlus1x1(
+            conv(weight, None, groups, **geometry(self)),
+            conv(mixing, None if self.bias is None else self._by_part(self.bias)),
+            border=tuple(p - d * (k // 2) for p, d, k in words),
+            in_place=self.form != "plain",
+        )
+        if self.arrangement == "contiguous":
+            return layer
+        return nn.Sequential(*shuffle_layers(self.in_channels // self.blocks), layer, *shuffle_layers(self.parts))
+
+    def _scale_(self, scale: Tensor) -> bool:
+        scale = self._by_part(scale)
+        rows = len(self.weight_kxk)
+        self.weight_kxk = scaled(self.weight_kxk, scale[:rows])
+        if self.weight_1x1 is not None:
+            self.weight_1x1 = scaled(self.weight_1x1, scale[:rows])
+        if self.weight_pointwise is not None:
+            self.weight_pointwise = scaled(self.weight_pointwise, scale[rows:])
+        return True
+
     def _kxk(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         """The KxK kernels' share of the output, filters in block order, those without a KxK kernel left out."""
         x = self._in_block_order(x)
@@ -210,7 +241,7 @@ class HetConv2d(ConvOperator):
         height, width = (p - d * (k // 2) for p, d, k in zip(padding, self.dilation, self.kernel_size, strict=True))
         if height or width:
             x = F.pad(x, (width, width, height, height))
-        return x[..., :: self.stride[0], :: self.stride[1]]
+        return x if self.stride == (1, 1) else x[..., :: self.stride[0], :: self.stride[1]]
 
     def _pointwise_by_block(self) -> Tensor:
         """All 1x1 kernels as (P, N/P, G, M/G), zero where a filter has its KxK kernels."""
@@ -251,11 +282,11 @@ class HetConv2d(ConvOperator):
         """Filters in block order, brought to the order of the output."""
         return y if self.arrangement == "contiguous" else _interleave(y, self.parts)
 
-    def _bias_by_block(self) -> Tensor | None:
-        """The bias in block order."""
-        if self.bias is None or self.arrangement == "contiguous":
-            return self.bias
-        return self.bias.unflatten(0, (-1, self.parts)).t().flatten()
+    def _by_part(self, values: Tensor) -> Tensor:
+        """`values` (N,) of the filters, which follow the output channels, in block order."""
+        if self.arrangement == "contiguous":
+            return values
+        return values.unflatten(0, (-1, self.parts)).t().flatten()
 
 
 def _resolve_part(p: int | str, in_channels: int, out_channels: int) -> int:

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import Pair, conv_arguments
-from convrepro.ops.igc import InterleavedConv, divisors, pointwise, pointwise_fast
+from convrepro.ops.base import Pair, conv_arguments, scaled
+from convrepro.ops.deployed import conv, geometry, pointwise_layers
+from convrepro.ops.igc import MIX, InterleavedConv, divisors, pointwise, shuffle
 from convrepro.ops.init import init_bias_, init_weight_
+from convrepro.ops.kxk_plus_1x1 import packed
 
 SECONDARY = ("learned", "sum")
 
@@ -38,11 +40,15 @@ class IGCV1Conv2d(InterleavedConv):
         secondary_partitions: partitions of the 1x1 convolution; must divide N/L, which None stands for. With fewer,
             each takes several channels of every primary partition; with "sum", None only.
         secondary: "learned", or "sum" for weights fixed at one (and no multiplications).
+        form: how it is computed, to the same result. "plain" permutes the activations between group convolutions.
+            "folded" computes the 1x1 convolutions as dense ones, with the permutations in their weights. "auto" does so
+            for few groups, and on a CPU merges primary partitions of fewer than 8 channels
+            (`kxk_plus_1x1.packed`). "sum" has one form.
 
     Parameters: `weight_primary` (N, C/L, K, K); `weight_secondary` (N, N/secondary_partitions, 1, 1), partition by
     partition, the first of each primary partition before the second of each; None for "sum"; `bias` (N,).
 
-    Raises ValueError for groups other than 1, unfit partitions or an unknown secondary.
+    Raises ValueError for groups other than 1, unfit partitions, an unknown secondary or form.
     """
 
     def __init__(
@@ -62,9 +68,21 @@ class IGCV1Conv2d(InterleavedConv):
         primary_partitions: int = 8,
         secondary_partitions: int | None = None,
         secondary: str = "learned",
+        form: str = "auto",
     ) -> None:
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            form,
         )
         valid = divisors(math.gcd(in_channels, out_channels))
         if primary_partitions not in valid:
@@ -104,6 +122,7 @@ class IGCV1Conv2d(InterleavedConv):
         primary_partitions: int = 8,
         secondary_partitions: int | None = None,
         secondary: str = "learned",
+        form: str = "auto",
     ) -> "IGCV1Conv2d":
         """The nearest to `conv` in least squares.
 
@@ -118,6 +137,7 @@ class IGCV1Conv2d(InterleavedConv):
             primary_partitions=primary_partitions,
             secondary_partitions=secondary_partitions,
             secondary=secondary,
+            form=form,
         )
         first, second, rank = primary_partitions, operator._partitions, operator._fused // primary_partitions
         with torch.no_grad():
@@ -166,17 +186,41 @@ class IGCV1Conv2d(InterleavedConv):
         return dense.reshape(self.out_channels, self.in_channels, *self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The two group convolutions in turn, the second with its permutations folded in where that is faster."""
-        return self._run(x, pointwise_fast)
+        """The two group convolutions in turn, in the form asked for."""
+        if self.form == "plain":
+            return self.forward_exact(x)
+        primary = self.weight_primary, self.primary_partitions
+        return self._run(x, packed(*primary) if x.device.type == "cpu" else primary, MIX[self.form])
 
     def forward_exact(self, x: Tensor) -> Tensor:
         """As `forward`, permuting the activations; without the multiplications by structural zeros."""
-        return self._run(x, pointwise)
+        return self._run(x, (self.weight_primary, self.primary_partitions), pointwise)
 
-    def _run(self, x: Tensor, mix: Callable[..., Tensor]) -> Tensor:
+    def deployed(self) -> nn.Module:
+        """The two group convolutions as layers; for "sum" the operator itself."""
+        if self.weight_secondary is None:
+            return self
+        weight, groups = self.weight_primary, self.primary_partitions
+        if self.form != "plain" and weight.device.type == "cpu":
+            weight, groups = packed(weight, groups)
+        words = self._partitions, self.bias, self.primary_partitions, self._per_primary
+        return nn.Sequential(
+            conv(weight, None, groups, **geometry(self)),
+            *pointwise_layers(self.weight_secondary, *words, form=self.form),
+        )
+
+    def _scale_(self, scale: Tensor) -> bool:
+        """Filters of a sum repeat each other, and have no place for scales that differ."""
+        if self.weight_secondary is None:
+            return False
+        self.weight_secondary = scaled(self.weight_secondary, shuffle(scale, self.primary_partitions, 0))
+        return True
+
+    def _run(self, x: Tensor, primary: tuple[Tensor, int], mix: Callable[..., Tensor]) -> Tensor:
+        """`primary`: the weight of the KxK convolution and its number of groups."""
         if self.weight_secondary is None:
             return self._summed(x)
-        x = self._spatial(x, self.weight_primary, self.primary_partitions)
+        x = self._spatial(x, *primary)
         shuffles = self.primary_partitions, self._per_primary
         return mix(x, self.weight_secondary, self._partitions, self.bias, *shuffles)
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from convrepro.ops.base import Pair
-from convrepro.ops.igc import InterleavedConv, pointwise, pointwise_fast
+from convrepro.ops.base import Pair, scaled
+from convrepro.ops.deployed import conv, geometry, pointwise_layers
+from convrepro.ops.igc import MIX, InterleavedConv, pointwise, shuffle
 
 DEFAULT_LAYERS = 3
 
@@ -38,10 +39,13 @@ class IGCV2Conv2d(InterleavedConv):
         complementary: False lifts the complementary condition from `branch_channels`; some pairs of a channel and a
             filter then have no path, or several.
         channel_multiplier: whether the channel-wise convolution makes N channels; N must be a multiple of C.
+        form: how it is computed, to the same result. "plain" permutes the activations between group convolutions.
+            "folded" computes the 1x1 convolutions as dense ones, with the permutations in their weights. "auto" does so
+            for few groups.
 
     Parameters: `weight_channelwise` (C or N, 1, K, K); `weights_1x1`, a list of (C or N, K_l, 1, 1); `bias` (N,).
 
-    Raises ValueError for groups other than 1, layers below 2, or channels that do not fit.
+    Raises ValueError for groups other than 1, layers below 2, channels that do not fit, or an unknown form.
     """
 
     def __init__(
@@ -62,9 +66,21 @@ class IGCV2Conv2d(InterleavedConv):
         branch_channels: Sequence[int] | None = None,
         complementary: bool = True,
         channel_multiplier: bool = False,
+        form: str = "auto",
     ) -> None:
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            form,
         )
         self.layers = layers
         self.branch_channels = None if branch_channels is None else tuple(branch_channels)
@@ -143,26 +159,42 @@ class IGCV2Conv2d(InterleavedConv):
         return dense.reshape(self.out_channels, self.in_channels, *self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The group convolutions in turn, permutations folded into the 1x1 weights where that is faster."""
+        """The group convolutions in turn, in the form asked for."""
         x = self._spatial(x, self.weight_channelwise, self.in_channels)
-        return self._mix(x, self.bias, pointwise_fast)
+        return self._mix(x, self.bias, MIX[self.form])
 
     def forward_exact(self, x: Tensor) -> Tensor:
         """As `forward`, permuting the activations; without the multiplications by structural zeros."""
         return self._mix(self._spatial(x, self.weight_channelwise, self.in_channels), self.bias, pointwise)
 
+    def deployed(self) -> nn.Module:
+        """The group convolutions as layers, permutations folded into the 1x1 weights where that is faster."""
+        channelwise = conv(self.weight_channelwise, None, self.in_channels, **geometry(self))
+        mixing = [layer for words in self._mixing(self.bias) for layer in pointwise_layers(*words, form=self.form)]
+        return nn.Sequential(channelwise, *mixing)
+
+    def _scale_(self, scale: Tensor) -> bool:
+        # Rows of the last weight lie branch by branch.
+        branches = self._width // self._branch_channels[-1]
+        self.weights_1x1[-1] = scaled(self.weights_1x1[-1], shuffle(scale, self.out_channels // branches, 0))
+        return True
+
     def _mix(self, x: Tensor, bias: Tensor | None, mix: Callable[..., Tensor]) -> Tensor:
-        """The 1x1 convolutions. Each mixes the digit that counts fastest, which then becomes the slowest; after the
-        last of them, the digits are in their places again.
+        for words in self._mixing(bias):
+            x = mix(x, *words)
+        return x
+
+    def _mixing(self, bias: Tensor | None) -> Iterator[tuple[Tensor, int, Tensor | None, int, int]]:
+        """What `igc.pointwise` wants for each of the 1x1 convolutions. Each mixes the digit that counts fastest, which
+        then becomes the slowest; after the last of them, the digits are in their places again.
         """
         last = len(self._branch_channels) - 1
         # The copies that a channel multiplier made of a channel are a digit of their own, which is not to be mixed.
         before = self.in_channels if self._width > self.in_channels else 1
         for i, (weight, branch) in enumerate(zip(self.weights_1x1, self._branch_channels, strict=True)):
             branches = self._width // branch
-            x = mix(x, weight, branches, bias if i == last else None, before, branches)
+            yield weight, branches, bias if i == last else None, before, branches
             before = 1
-        return x
 
 
 def _factorisations(number: int, count: int) -> Iterator[tuple[int, ...]]:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import Pair
-from convrepro.ops.igc import InterleavedConv, divisors, pointwise, pointwise_fast, shuffle
+from convrepro.ops.base import Pair, scaled
+from convrepro.ops.deployed import conv, geometry, pointwise_layers
+from convrepro.ops.igc import MIX, InterleavedConv, channel_shuffle, divisors, pointwise, shuffle
 
 
 class IGCV3Conv2d(InterleavedConv):
@@ -29,11 +30,13 @@ class IGCV3Conv2d(InterleavedConv):
         expansion: t, an integer.
         groups_in: G1; must divide in_channels.
         groups_out: G2; must divide out_channels. G1*G2 must divide t*C.
+        form: how it is computed, to the same result. "plain" shuffles the activations. "folded" computes the last
+            convolution as a dense one, with the shuffle in its weight. "auto" does so for few groups.
 
     Parameters: `weight_expand` (t*C, C/G1, 1, 1); `weight_depthwise` (t*C, 1, K, K) and `weight_project` (N, t*C/G2, 1,
     1), both in the shuffled order; `bias` (N,).
 
-    Raises ValueError for groups other than 1, an expansion below 1 or unfit groups.
+    Raises ValueError for groups other than 1, an expansion below 1, unfit groups or an unknown form.
     """
 
     def __init__(
@@ -53,9 +56,21 @@ class IGCV3Conv2d(InterleavedConv):
         expansion: int = 6,
         groups_in: int = 2,
         groups_out: int = 2,
+        form: str = "auto",
     ) -> None:
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            form,
         )
         if not isinstance(expansion, int) or expansion < 1:
             raise ValueError(f"expansion={expansion!r} must be an integer; valid: 1, 2, 3, ...")
@@ -108,12 +123,28 @@ class IGCV3Conv2d(InterleavedConv):
             return torch.einsum("ne,euv,ec->ncuv", project, self.weight_depthwise[:, 0], expand)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The three convolutions in turn, the permutation folded into the last two weights where that is faster."""
+        """The three convolutions in turn, in the form asked for."""
         x = F.conv2d(x, self.weight_expand, groups=self.groups_in)
+        if self.form == "plain":
+            x = self._spatial(channel_shuffle(x, self.groups_in), self.weight_depthwise, self._width)
+            return pointwise(x, self.weight_project, self.groups_out, self.bias)
         # Channel-wise, kernels can be permuted in the place of the activations.
         kernels = shuffle(self.weight_depthwise, self._width // self.groups_in, 0)
         x = self._spatial(x, kernels, self._width)
-        return pointwise_fast(x, self.weight_project, self.groups_out, self.bias, before=self.groups_in)
+        return MIX[self.form](x, self.weight_project, self.groups_out, self.bias, before=self.groups_in)
+
+    def deployed(self) -> nn.Module:
+        """The three convolutions as layers, the permutation folded into the last two weights where that is faster."""
+        kernels = shuffle(self.weight_depthwise, self._width // self.groups_in, 0)
+        return nn.Sequential(
+            conv(self.weight_expand, None, self.groups_in),
+            conv(kernels, None, self._width, **geometry(self)),
+            *pointwise_layers(self.weight_project, self.groups_out, self.bias, before=self.groups_in, form=self.form),
+        )
+
+    def _scale_(self, scale: Tensor) -> bool:
+        self.weight_project = scaled(self.weight_project, scale)
+        return True
 
     def forward_exact(self, x: Tensor) -> Tensor:
         """As `forward`, permuting the activations; without the multiplications by structural zeros.

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convrepro.ops.base import ConvOperator, Pair, conv_arguments, knobs
+from convrepro.ops.deployed import ScaleAndRoundInput, SignInput, conv, geometry, linear
 from convrepro.ops.init import init_bias_, init_weight_
 from convrepro.ops.quantizers import binary, fixed_point, kmeans, sign, ternary
 
@@ -214,6 +215,20 @@ class LowPrecisionConv2d(LowPrecisionOperator, ConvOperator):
             x = fixed_point(x, self.activation_bits)
         return F.conv2d(x, self.quantized_weight(), self.bias, *words)
 
+    def deployed(self) -> nn.Module:
+        """The plain convolution with `quantized_weight()`, after the rounding of inputs where there is one.
+
+        A norm that follows stays a layer of its own, so that the weights are the codes that were trained.
+        """
+        words, weight = geometry(self), self.quantized_weight()
+        if self.precision == "xnor":
+            filters = 1 if self.groups == 1 else self.out_channels
+            means = weight.new_full((filters, *self._shape[1:]), 1 / self._shape[1:].numel())
+            layers = (conv(w, None, self.groups, **words) for w in (weight, means))
+            return SignInput(*layers, None if self.bias is None else self.bias[:, None, None])
+        layer = conv(weight, self.bias, self.groups, **words)
+        return layer if self.activation_bits is None else nn.Sequential(ScaleAndRoundInput(self.activation_bits), layer)
+
     def _magnitude(self, x: Tensor, padding: tuple[int, int], positions: torch.Size) -> Tensor:
         """Mean of abs(x) over each window and the channels of each group: (B, 1 or out_channels, H', W')."""
         planes = x.abs().unflatten(1, (self.groups, -1)).mean(2)
@@ -279,6 +294,15 @@ class LowPrecisionLinear(LowPrecisionOperator):
         if self.activation_bits is not None:
             x = fixed_point(x.reshape(-1, self.in_features), self.activation_bits).view(x.shape)
         return F.linear(x, self.quantized_weight(), self.bias)
+
+    def deployed(self) -> nn.Module:
+        """The plain layer with `quantized_weight()`, after the rounding of inputs where there is one."""
+        weight = self.quantized_weight()
+        if self.precision == "xnor":
+            means = weight.new_full((1, self.in_features), 1 / self.in_features)
+            return SignInput(linear(weight), linear(means), self.bias)
+        layer, bits = linear(weight, self.bias), self.activation_bits
+        return layer if bits is None else nn.Sequential(ScaleAndRoundInput(bits, vectors=True), layer)
 
     def extra_repr(self) -> str:
         words = [f"{self.in_features}, {self.out_features}"]

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import ConvOperator, Pair, conv_arguments
+from convrepro.ops.base import ConvOperator, Pair, conv_arguments, scaled
+from convrepro.ops.deployed import conv
 from convrepro.ops.init import init_bias_, init_weight_
 
 SCHEMES = ("channel", "spatial")
@@ -151,6 +152,18 @@ class LowRankConv2d(ConvOperator):
             x = F.pad(x, (0, self._inner_width(out_w) - x.shape[3]))
         return self._pair(x, padding)
 
+    def deployed(self) -> nn.Module:
+        """The two convolutions as layers."""
+        first, second = self._geometries(self.padding)
+        mode = {"padding_mode": self.padding_mode}
+        return nn.Sequential(
+            conv(self.weight_first, **first, **mode), conv(self.weight_second, self.bias, **second, **mode)
+        )
+
+    def _scale_(self, scale: Tensor) -> bool:
+        self.weight_second = scaled(self.weight_second, scale)
+        return True
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, inner_channels={self.inner_channels}"
 
@@ -161,13 +174,17 @@ class LowRankConv2d(ConvOperator):
         return max(1, reached - max(0, padding - self.stride[1] + 1))
 
     def _pair(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        words = (self.stride, padding, self.dilation)
+        first, second = self._geometries(padding)
+        return F.conv2d(F.conv2d(x, self.weight_first, **first), self.weight_second, self.bias, **second)
+
+    def _geometries(self, padding: tuple[int, int]) -> tuple[dict[str, Pair], dict[str, Pair]]:
+        """Stride, padding and dilation of the two convolutions."""
+        words = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
         if self.scheme == "channel":
-            return F.conv2d(F.conv2d(x, self.weight_first, None, *words), self.weight_second, self.bias)
-        neutral = (1, 0, 1)
-        vertical = [(word[0], n) for word, n in zip(words, neutral, strict=True)]
-        horizontal = [(n, word[1]) for word, n in zip(words, neutral, strict=True)]
-        return F.conv2d(F.conv2d(x, self.weight_first, None, *vertical), self.weight_second, self.bias, *horizontal)
+            return words, {}
+        neutral = {"stride": 1, "padding": 0, "dilation": 1}
+        vertical = {word: (value[0], neutral[word]) for word, value in words.items()}
+        return vertical, {word: (neutral[word], value[1]) for word, value in words.items()}
 
 
 def _is_share(value: object) -> bool:

@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from convrepro.ops.straight_through import straight_through
+from convrepro.ops.straight_through import scaled_through, straight_through
 
 LN2 = math.log(2)
 BITS = range(2, 7)
@@ -59,9 +60,10 @@ def _round(x: Tensor, stochastic: bool) -> Tensor:
     return (x + torch.rand_like(x)).floor()
 
 
-def _with_gradients(value: Tensor, shift: Tensor, sign: Tensor) -> Tensor:
-    """`value` = V; from its gradient g the shift gets g V ln 2 and the sign gets g."""
-    return torch.addcmul(straight_through(value, sign), shift - shift.detach(), value, value=LN2)
+def _from_half(x: Tensor) -> Tensor:
+    """x, and 0 where it lies strictly between -1/2 and 1/2."""
+    just_below = 0.5 - torch.finfo(x.dtype).eps / 4
+    return F.hardshrink(x, just_below)
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,9 @@ class PS(PowerOfTwo):
 
     def weight(self, shift: Tensor, sign: Tensor, *, stochastic: bool = False) -> Tensor:
         with torch.no_grad():
-            signs = (_round(sign, True) if stochastic else (2 * sign).trunc_()).sign_()
+            signs = (_round(sign, True) if stochastic else _from_half(sign)).sign_()
             value = torch.exp2(_round(shift, stochastic).clamp_(self.lowest, self.highest)).mul_(signs).to(shift.dtype)
-        return _with_gradients(value, shift, sign)
+        return scaled_through(value, shift, sign, LN2)
 
     @torch.no_grad()
     def clamp_(self, shift: Tensor, sign: Tensor) -> None:
@@ -197,7 +199,7 @@ class V1(PowerOfTwo):
         with torch.no_grad():
             odd = _round(negation, stochastic).remainder_(2)
             value = torch.exp2(_round(shift, stochastic)).mul_(odd.mul_(-2).add_(1)).to(shift.dtype)
-        return _with_gradients(value, shift, negation)
+        return scaled_through(value, shift, negation, LN2)
 
     @torch.no_grad()
     def clamp_(self, shift: Tensor, negation: Tensor) -> None:

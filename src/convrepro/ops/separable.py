@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import ConvOperator, Pair, conv_arguments
+from convrepro.ops.base import ConvOperator, Pair, conv_arguments, scaled
+from convrepro.ops.deployed import conv, geometry
 from convrepro.ops.init import init_bias_, init_weight_
 
 
@@ -96,6 +97,15 @@ class GroupPointwise(ConvOperator):
         x, padding = self._padded(x)
         x = F.conv2d(x, self.weight_kxk, None, self.stride, padding, self.dilation, self.num_groups)
         return F.conv2d(x, self.weight_1x1, self.bias)
+
+    def deployed(self) -> nn.Module:
+        """The two convolutions as layers."""
+        first = conv(self.weight_kxk, None, self.num_groups, **geometry(self))
+        return nn.Sequential(first, conv(self.weight_1x1, self.bias))
+
+    def _scale_(self, scale: Tensor) -> bool:
+        self.weight_1x1 = scaled(self.weight_1x1, scale)
+        return True
 
 
 class DepthwisePointwise(GroupPointwise):

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convrepro.ops.base import ConvOperator, Pair, conv_arguments, knobs
+from convrepro.ops.deployed import RoundInput, conv, geometry, linear
 from convrepro.ops.fixed_point import FixedPoint
 from convrepro.ops.init import SCHEMES, init_bias_, init_weight_
 from convrepro.ops.power_of_two import BITS, VARIANTS
@@ -148,6 +149,20 @@ class ShiftOperator(nn.Module):
         """
         shift, _ = self.latents
         return torch.exp2(2 * shift).sum() / 2
+
+    def deployed(self) -> nn.Module:
+        """The plain layer with `quantized_weight()`, after the rounding of inputs; the bias is rounded here.
+
+        A norm that follows stays a layer of its own, so that the weights are powers of two.
+        """
+        form, weight, bias = self.activation_format, self.quantized_weight(), self.bias
+        if form is not None and bias is not None and self.variant != "v1":
+            bias = form.quantize(bias)
+        if isinstance(self, ConvOperator):
+            layer = conv(_keep_layout(weight, self.latents[0]), bias, self.groups, **geometry(self))
+        else:
+            layer = linear(weight, bias)
+        return layer if form is None else nn.Sequential(RoundInput(form), layer)
 
     def macs(self, out_h: int = 1, out_w: int = 1) -> int:
         """Shift-and-add operations for one image with out_h x out_w output positions: the MACs of the float layer."""

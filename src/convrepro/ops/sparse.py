@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import ConvOperator, Pair, conv_arguments
+from convrepro.ops.base import ConvOperator, Pair, conv_arguments, scaled
+from convrepro.ops.deployed import conv, geometry
 from convrepro.ops.init import init_bias_, init_weight_
 
 STRUCTURES = ("unstructured", "block")
@@ -156,11 +157,27 @@ class SparseConv2d(ConvOperator):
         y = self._products(windows.transpose(0, 1).flatten(1)).unflatten(1, (len(x), *positions)).transpose(0, 1)
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
+    def deployed(self) -> nn.Module:
+        """The group convolution, or the dense one with zeros filled in: no library here gains from scattered zeros."""
+        weight, groups = self._filled()
+        return conv(weight, self.bias, groups, **geometry(self))
+
+    def _scale_(self, scale: Tensor) -> bool:
+        if self.structure == "block":
+            self.weight = scaled(self.weight, scale)
+        else:
+            self.values = scaled(self.values, scale[self.index // self._shape[1:].numel()])
+        return True
+
     def _convolved(self, x: Tensor) -> Tensor:
         x, padding = self._padded(x)
-        block = self.structure == "block"
-        weight, groups = (self.weight, self.groups * self.blocks) if block else (self._scattered(), self.groups)
+        weight, groups = self._filled()
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, groups)
+
+    def _filled(self) -> tuple[Tensor, int]:
+        """The weight of the equal convolution, and its number of groups."""
+        block = self.structure == "block"
+        return (self.weight, self.groups * self.blocks) if block else (self._scattered(), self.groups)
 
     def _scattered(self) -> Tensor:
         flat = self.values.new_zeros(self._shape.numel())

@@ -39,6 +39,7 @@ from convrepro.plots.figures import (
     Panel,
 )
 from convrepro.plots.labels import spread
+from convrepro.plots.speeds import TRAINING, Speeds
 from convrepro.plots.style import HEAD, LINE, LINES, MUTED, SMALL, STYLE, TEXT, WIDTH
 
 
@@ -68,6 +69,9 @@ def describe(figure: Figure) -> str:
         case Curves():
             rows = sum(len(panel.curves) for panel in figure.panels)
             return f"{where}: learning curves of {rows} rows, {figure.value}"
+        case Speeds():
+            slower = sum(any(dot.y > 1 for dot in dots) for _, dots in figure.points)
+            return f"time against MACs of {len(figure.points)} operators; {slower} are slower than what they replace"
     raise TypeError(f"{figure!r} is no figure that can be drawn")
 
 
@@ -90,6 +94,8 @@ def draw(figure: Figure) -> Canvas:
                 return _costs(figure)
             case Curves():
                 return _curves(figure)
+            case Speeds():
+                return _speeds(figure)
     raise TypeError(f"{figure!r} is no figure that can be drawn")
 
 
@@ -173,6 +179,30 @@ def _identity(canvas: Canvas, ax: Axes, points: Sequence[Cost]) -> None:
     line = [box_of(ax, Dot(value, value, EXACT), 2) for value in np.geomspace(*ends, 60)]
     labelled = [(point.label, point.dot) for point in points if point.label]
     write_labels(canvas, ax, labelled, [*line, *(box_of(ax, dot) for dot in dots)])
+
+
+def _speeds(figure: Speeds) -> Canvas:
+    """Shares of time over shares of MACs, with the lines of no gain, and of a gain as large as that in MACs."""
+    dots = [dot for _, several in figure.points for dot in several]
+    note = "solid: as much as the dense network; dashed: as the MACs promise"
+    canvas = new_canvas(figure, 380, [dot.mark for dot in dots], note)
+    ax = add_axes(canvas, 52, 36, 12, HEAD)
+    ax.set_xlabel("multiply-accumulates, share of the dense network's")
+    ax.set_ylabel("time, share of the dense network's")
+    set_scale(ax, "x", [1.0, *(dot.x for dot in dots)], log=True)
+    set_scale(ax, "y", [1.0, *(dot.y for dot in dots)], log=True)
+    (left, right), limits = ax.get_xlim(), ax.get_ylim()
+    ax.plot((left, right), (1, 1), color=MUTED, lw=0.9, zorder=1, gid="same-time")
+    ax.plot((left, right), (left, right), color=MUTED, lw=0.9, linestyle="--", zorder=1, gid="as-macs")
+    ax.set_ylim(limits)
+    pairs = [(several[0], several[-1]) for _, several in figure.points]
+    draw_links(ax, pairs)
+    draw_marks(ax, dots)
+    steps = [float(x) for x in np.geomspace(left, right, 80)]
+    lines = [box_of(ax, Dot(x, y, TRAINING), 2) for x in steps for y in (1.0, x)]
+    labelled = [(label, several[0]) for label, several in figure.points]
+    write_labels(canvas, ax, labelled, [*lines, *(box_of(ax, dot) for dot in dots)])
+    return canvas
 
 
 def _curves(figure: Curves) -> Canvas:

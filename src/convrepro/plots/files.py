@@ -8,6 +8,8 @@ from convrepro.evidence import PLOTS, plot_path
 from convrepro.paths import REPRODUCTIONS
 from convrepro.plots import draw
 from convrepro.plots.figures import Figure, costs, figures
+from convrepro.plots.speeds import speeds
+from convrepro.speed_record import PLOT_FILE, Speed
 from convrepro.tables import Results, Statics, Table
 
 OVERVIEW = "costs.svg"
@@ -37,6 +39,12 @@ def write_overview(
     """Write the figure of the costs in all tables."""
     figure = overview(counted)
     return _write(figure, root / OVERVIEW, png) if figure else []
+
+
+def write_speeds(found: Iterable[Speed], root: Path = REPRODUCTIONS) -> list[Path]:
+    """Write the figure of time against MACs."""
+    figure = speeds(found, "Time against multiply-accumulates, operator by operator")
+    return _write(figure, root / PLOT_FILE, png=False) if figure else []
 
 
 def overview(counted: Iterable[tuple[Table, Statics]]) -> Figure | None:

@@ -2,6 +2,7 @@
 as well."""
 
 from convrepro.plots.figures import EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
+from convrepro.plots.speeds import INFERENCE, TRAINING
 
 INK, PAPER, FAINT, MUTED = "#1f2328", "#ffffff", "#d0d7de", "#6e7781"
 """Text and frame, background, grid, what is less important; a page may replace them by its own."""
@@ -24,6 +25,8 @@ MARKS = {
     QUOTED: {"marker": "s", "color": GREEN, "hollow": True},
     RECALLED: {"marker": "D", "color": MUTED, "hollow": True},
     OFF: {"marker": "X", "color": VERMILLION, "hollow": False},
+    TRAINING: {"marker": "o", "color": VERMILLION, "hollow": False},
+    INFERENCE: {"marker": "s", "color": BLUE, "hollow": True},
 }
 """Kinds of points, from the lowest to that on top."""
 WORDS = {
@@ -34,6 +37,8 @@ WORDS = {
     PARTIAL: "ours, seeds missing",
     EXACT: "same digits as published",
     OFF: "differs",
+    TRAINING: "training step",
+    INFERENCE: "inference",
 }
 LINES = (
     (BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (ORANGE, ":"), (PURPLE, (0, (5, 1))), (INK, (0, (3, 1, 1, 1))),

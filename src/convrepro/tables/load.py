@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -67,10 +68,15 @@ def _read(name: str, root: Path) -> Table:
     path = root / f"{name}.yaml"
     place = f"{root.name}/{name}.yaml"
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return _parsed(name, place, path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConvReproError(f"{place}: cannot be read as YAML: {error}") from error
-    return parse_table(name, data, place)
+
+
+@cache
+def _parsed(name: str, place: str, text: str) -> Table:
+    """The table in the text of a file; several tables name rows of another one, which is parsed once."""
+    return parse_table(name, yaml.load(text, _Loader), place)
 
 
 def _resolve(row: Row, table: Table, root: Path) -> Row:

@@ -5,6 +5,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from decimal import Decimal
+from functools import cache
 from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from convrepro.errors import ConvReproError
@@ -31,6 +32,8 @@ EPOCHS = ("last", "best")
 BASES = ("printed", "exact")
 
 T = TypeVar("T")
+
+_hints = cache(get_type_hints)
 
 
 def fail(place: str, rule: str) -> NoReturn:
@@ -60,7 +63,7 @@ def _build(cls: type[T], data: object, place: str, **given: object) -> T:
     """An instance of the dataclass from a mapping, with unknown and missing keys and wrong types told."""
     if not isinstance(data, Mapping):
         fail(place, f"must be a mapping, not {data!r}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     keys = {f.name.rstrip("_"): f for f in fields(cls) if f.name not in given}
     if unknown := [k for k in data if k not in keys]:
         valid = [f.name.rstrip("_") for f in fields(cls) if f.name != "name"]

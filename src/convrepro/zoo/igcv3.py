@@ -11,6 +11,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
+from convrepro.ops.igc import ChannelShuffle
 from convrepro.zoo.classifier import average_pool, build, cifar_cfg, imagenet_cfg
 from convrepro.zoo.igc import IgcClassifier
 
@@ -55,7 +56,7 @@ class Igcv3Block(nn.Module):
         else:
             expansion = [nn.Conv2d(in_channels, hidden, 1, groups=groups[0], bias=False), nn.BatchNorm2d(hidden)]
             expansion += [nn.ReLU6(inplace=True)] if act_first else []
-            expansion += [nn.ChannelShuffle(groups[0])] if groups[0] > 1 else []
+            expansion += [ChannelShuffle(groups[0])] if groups[0] > 1 else []
         self.expand = nn.Sequential(*expansion)
         self.conv1 = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)

@@ -1,0 +1,31 @@
+"""The command that writes networks for other programs: export."""
+
+import argparse
+from typing import Any
+
+
+def add(verbs: Any) -> None:
+    """Add the verb of this module to an argument parser's."""
+    verb = verbs.add_parser("export", help="a network for inference as a file, with norms folded, checked")
+    verb.add_argument("overrides", nargs="*", help="such as model=resnet18 conv=hetconv weights=CHECKPOINT")
+    verb.add_argument("--to", required=True, metavar="FILE", help="FILE.onnx, or FILE.pt2 for torch.export")
+    verb.set_defaults(execute=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    import torch
+
+    from convrepro.config import compose_config
+    from convrepro.deploy import check_target, export
+    from convrepro.train import build_network
+
+    path = Path(arguments.to)
+    check_target(path)
+    cfg = compose_config(arguments.overrides)
+    network, _ = build_network(cfg)
+    done = export(network, torch.zeros(1, cfg.data.channels, cfg.data.image_size, cfg.data.image_size), path)
+    print(done.fused.summary())
+    print(f"{done.path}: {path.stat().st_size / 1e6:.2f} MB; largest difference {done.difference:.1e} of the output")
+    return 0

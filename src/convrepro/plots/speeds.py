@@ -1,0 +1,35 @@
+"""What there is to draw of the bench: time against multiply-accumulates, both as shares of the baseline's."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from convrepro.plots.figures import Dot, Figure
+from convrepro.speed_record import OPERATORS, Speed
+
+TRAINING, INFERENCE = "training", "inference"
+MARK_OF = {"train": TRAINING, "inference": INFERENCE}
+
+
+@dataclass(frozen=True)
+class Speeds(Figure):
+    """A label and dots for each operator: x its share of the dense network's MACs, y its share of the time."""
+
+    kind = "speed"
+    points: tuple[tuple[str, tuple[Dot, ...]], ...]
+
+
+def speeds(found: Iterable[Speed], title: str) -> Speeds | None:
+    """The figure of the operators; None where none was timed."""
+    points = tuple(
+        (
+            speed.name,
+            tuple(
+                Dot(round(speed.macs_ratio, 4), round(speed.ratios[mode].median, 4), mark)
+                for mode, mark in MARK_OF.items()
+                if mode in speed.ratios
+            ),
+        )
+        for speed in found
+        if speed.group == OPERATORS
+    )
+    return Speeds("", title, points) if points else None

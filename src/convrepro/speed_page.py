@@ -1,0 +1,100 @@
+"""The page `reproductions/SPEED.md`: what fewer operations are worth in time, on the machine that the records name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convrepro.paths import REPRODUCTIONS
+from convrepro.speed_record import FOLDER, MODES, OPERATORS, PLOT_FILE, Speed, grid, merged, records, spread
+from convrepro.tables.render import markdown_grid
+
+PAGE = "SPEED.md"
+
+WHERE = {"train": "a training step", "inference": "inference"}
+
+INTRODUCTION = """# Speed
+
+What fewer multiply-accumulates (MACs) are worth in time. Candidate and baseline take turns in one process, in an order
+that is reversed from round to round; a figure is the median over rounds of candidate's time / baseline's time, below 1
+where the candidate is faster. Of several records it is their median, with the lowest and the highest in parentheses.
+`realised` is the speed-up as a share of the one that MACs promise. A training step is forward, backward and SGD;
+inference is of the folded form (`convrepro.deploy.fuse`) of both. Other hardware, above all a GPU, may order them
+otherwise: `convrepro bench all` measures it there."""
+
+
+def render(found: Sequence[Mapping[str, Any]]) -> str:
+    """The page from the records (see `speed.records`)."""
+    timed = merged(found)
+    operators = sorted((s for s in timed if s.group == OPERATORS), key=lambda speed: speed.ratios["train"].median)
+    networks = [s for s in timed if s.group != OPERATORS]
+    parts = [INTRODUCTION, f"![Time against MACs]({PLOT_FILE})"]
+    if operators:
+        parts += ["## Operators in one network", _about(operators), "\n".join(grid(operators, "operator"))]
+        parts += [_slower(operators)]
+    if networks:
+        parts += ["## Networks of the papers", "\n".join(grid(networks, "row"))]
+    if goals := _goals(found):
+        parts += ["## Goals", GOALS, "\n".join(goals)]
+    parts += ["## Where this was measured", *_places(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+GOALS = """Set before anything here was measured, by a study of what is within reach on such a machine; a ratio is of
+the candidate's time to the baseline's, of sizes in bytes, or of rates where it says so. Measured by
+`python tests/bench/goals.py`."""
+
+
+def _about(operators: Sequence[Speed]) -> str:
+    batch = operators[0].batch_size
+    return f"VGG-16 for CIFAR-10, batches of {batch}, float32, channels_last, against the same network, dense:"
+
+
+def _slower(operators: Sequence[Speed]) -> str:
+    slower = {
+        mode: [speed.name for speed in operators if mode in speed.ratios and speed.ratios[mode].median > 1]
+        for mode in MODES
+    }
+    told = [f"in {WHERE[mode]}: {', '.join(names)}" for mode, names in slower.items() if names]
+    return f"**Slower than what they replace**, {'; '.join(told)}." if told else "None is slower than what it replaces."
+
+
+def _goals(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    measured: dict[str, list[Mapping[str, Any]]] = {}
+    for record in found:
+        for goal in record.get("goals", ()):
+            measured.setdefault(goal["name"], []).append(goal)
+    lines = []
+    for name, several in measured.items():
+        ratio, bound = spread([goal["median"] for goal in several]), several[-1]["bound"]
+        met = "met" if ratio.median <= bound else "missed"
+        lines.append([name, several[-1]["baseline"], f"{bound:g}", str(ratio), str(len(several)), met])
+    header = [
+        ("", "what"),
+        ("", "against"),
+        ("ratio", "at most"),
+        ("ratio", "measured"),
+        ("ratio", "records"),
+        ("", ""),
+    ]
+    return markdown_grid((header, lines)) if lines else []
+
+
+def _places(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each record."""
+    lines = []
+    for record in found:
+        place = record["environment"]
+        torch = (place.get("versions") or {}).get("torch")
+        commit = f"{(place.get('commit') or 'unknown')[:8]}{' with changes' if place.get('dirty') else ''}"
+        lines.append(
+            f"- {record['time']}, {record['what']}: {place.get('device')}, {place.get('threads')} threads, "
+            f"torch {torch}, commit {commit}"
+        )
+    return ["\n".join(lines)]
+
+
+def write(root: Path = REPRODUCTIONS) -> Path:
+    """Write the page beside the records; returns its path."""
+    path = root / PAGE
+    path.write_text(render(records(root / FOLDER)), encoding="utf-8")
+    return path

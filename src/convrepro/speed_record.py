@@ -1,0 +1,112 @@
+"""What records of the bench say of operators and headline networks: `reproductions/speed/*.json`, one a run.
+
+Of several records the median counts, and their lowest and highest value are told beside it.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convrepro.errors import ConvReproError
+from convrepro.paths import REPRODUCTIONS
+from convrepro.tables.render import markdown_grid
+
+FOLDER = "speed"
+PLOT_FILE = "speed.svg"
+OPERATORS = "operators"
+MODES = {"train": "training step", "inference": "inference"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lowest and highest of a figure over the records."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.median:.2f}"
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """An entry over all records: time of the candidate over the baseline's by mode, and milliseconds an image."""
+
+    group: str
+    name: str
+    baseline: str
+    batch_size: int
+    macs_ratio: float
+    ratios: Mapping[str, Spread]
+    milliseconds: Mapping[str, float]
+
+    def realised(self, mode: str) -> float:
+        """The measured speed-up as a share of the speed-up by MACs."""
+        return self.macs_ratio / self.ratios[mode].median
+
+
+def records(folder: Path = REPRODUCTIONS / FOLDER) -> list[dict[str, Any]]:
+    """The committed records, by name; raises ConvReproError for a file that is none."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ConvReproError(f"{path} cannot be read as a record of times: {error}") from error
+    return found
+
+
+def merged(found: Sequence[Mapping[str, Any]]) -> list[Speed]:
+    """The entries of all records with the spread over them, in the order of the newest."""
+    timings: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in found:
+        for timing in record.get("timings", ()):
+            timings.setdefault((timing.get("group", record["what"]), timing["name"]), []).append(timing)
+    return [_merge(group, name, several) for (group, name), several in timings.items()]
+
+
+def _merge(group: str, name: str, timings: Sequence[Mapping[str, Any]]) -> Speed:
+    modes = [mode for mode in timings[0]["ratios"] if all(mode in timing["ratios"] for timing in timings)]
+    ratios = {mode: spread(timing["ratios"][mode]["median"] for timing in timings) for mode in modes}
+    batch = timings[-1]["batch_size"]
+    milliseconds = {
+        mode: 1000 / batch * statistics.median(timing["ratios"][mode]["seconds"] for timing in timings)
+        for mode in modes
+    }
+    return Speed(group, name, timings[-1]["baseline"], batch, timings[-1]["macs_ratio"], ratios, milliseconds)
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Median, lowest and highest."""
+    listed = sorted(values)
+    return Spread(statistics.median(listed), listed[0], listed[-1])
+
+
+def of_table(name: str, found: Sequence[Speed]) -> list[Speed]:
+    """The entries that are rows of the table."""
+    return [speed for speed in found if speed.group == name]
+
+
+def grid(found: Sequence[Speed], title: str) -> list[str]:
+    """Times as the lines of a markdown table: shares of the baseline's, and milliseconds an image."""
+    modes = [mode for mode in MODES if all(mode in speed.ratios for speed in found)]
+    header = [("", title), ("", "against"), ("MACs", "x")]
+    header += [(MODES[mode], word) for mode in modes for word in ("time x", "realised", "ms/image")]
+    lines = []
+    for speed in found:
+        name = speed.name if speed.group == OPERATORS else f"{speed.group}: {speed.name}"
+        line = [name, speed.baseline, f"{speed.macs_ratio:.3f}"]
+        for mode in modes:
+            line += [
+                str(speed.ratios[mode]),
+                f"{100 * speed.realised(mode):.0f} %",
+                f"{speed.milliseconds[mode]:.3g}",
+            ]
+        lines.append(line)
+    return markdown_grid((header, lines))

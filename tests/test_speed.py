@@ -1,0 +1,111 @@
+"""The suite of the bench, and the page of its records: medians over records, the slower ones named, goals judged."""
+
+import json
+
+import pytest
+
+from convrepro import speed, speed_page
+from convrepro.bench import Setting
+from convrepro.cli import main
+from convrepro.config import compose_config
+from convrepro.errors import ConvReproError
+from convrepro.ops import OPERATORS
+from convrepro.paths import REPRODUCTIONS
+from convrepro.plots.draw import svg
+from convrepro.plots.files import read_digest
+from convrepro.plots.speeds import INFERENCE, TRAINING, speeds
+from convrepro.speed_record import FOLDER, PLOT_FILE, merged, of_table, records
+from convrepro.statics import row_count
+from convrepro.tables import list_papers, load_table
+
+TABLE = load_table("hetconv/table1")
+PLACE = {"device": "cpu: one", "threads": 2, "versions": {"torch": "2"}, "commit": "ab" * 20, "dirty": False}
+
+
+def timing(name: str, train: float, inference: float, group: str = "operators") -> dict:
+    ratios = {
+        mode: {"median": ratio, "low": ratio, "high": ratio, "seconds": ratio * 3.2, "baseline_seconds": 3.2}
+        for mode, ratio in (("train", train), ("inference", inference))
+    }
+    return {"group": group, "name": name, "baseline": "dense", "batch_size": 32, "macs_ratio": 0.25, "ratios": ratios}
+
+
+def record(*timings: dict, goals: tuple = ()) -> dict:
+    return {"what": "all", "time": "2026", "environment": PLACE, "timings": list(timings), "goals": list(goals)}
+
+
+RECORDS = [
+    record(timing("quick", 0.5, 0.4), timing("slow", 1.2, 0.9)),
+    record(timing("quick", 0.3, 0.4), timing("slow", 1.3, 0.8), timing("row", 0.5, 0.5, "a/b")),
+    record(timing("quick", 0.6, 0.4), goals=({"name": "g", "baseline": "b", "bound": 0.5, "median": 0.51},)),
+]
+
+
+def test_every_operator_is_in_the_suite_and_a_headline_of_each_paper_with_an_image_network():
+    entries = speed.suite()
+    timed = {compose_config(entry.overrides).conv.name for entry in entries if entry.group == "operators"}
+    assert timed == set(OPERATORS) - {"standard"}
+    papers = {entry.group.split("/")[0] for entry in entries} - {"operators"}
+    assert set(list_papers()) - papers == {"igcv2", "lecture"}, "igcv2's operator is timed, its networks are not"
+    assert all(entry.overrides != entry.baseline_overrides for entry in entries)
+
+
+def test_a_row_that_is_not_run_is_refused(tmp_path):
+    words = "operators: {base: [], batch_size: 1, rows: {}}\nnetworks:\n"
+    (tmp_path / "bench.yaml").write_text(words + "  resnext/table3: {batch_size: 1, against: {r50: r50_1x64d}}\n")
+    with pytest.raises(ConvReproError, match="resnext/table3 runs no row 'r50'; valid: r50_1x64d"):
+        speed.suite(tmp_path / "bench.yaml")
+
+
+def test_several_records_are_told_by_their_median_with_the_lowest_and_the_highest():
+    quick, slow, row = merged(RECORDS)
+    assert (quick.ratios["train"].median, quick.ratios["train"].low, quick.ratios["train"].high) == (0.5, 0.3, 0.6)
+    assert quick.realised("train") == 0.5
+    assert quick.milliseconds["train"] == pytest.approx(50)
+    assert slow.ratios["train"].median == 1.25
+    assert of_table("a/b", [quick, slow, row]) == [row]
+
+
+def test_the_page_names_what_is_slower_and_judges_the_goals():
+    page = speed_page.render(RECORDS)
+    assert "**Slower than what they replace**, in a training step: slow." in page
+    assert "| quick | dense | 0.250 | 0.50 (0.30 to 0.60) | 50 % | 50 |" in page
+    assert "| g | b | 0.5 | 0.51 | 1 | missed |" in page
+    assert page.count("commit abababab") == 3
+
+
+def test_the_figure_has_a_dot_for_each_operator_and_mode():
+    figure = speeds(merged(RECORDS), "Time")
+    assert [(label, [(dot.y, dot.mark) for dot in dots]) for label, dots in figure.points] == [
+        ("quick", [(0.5, TRAINING), (0.4, INFERENCE)]),
+        ("slow", [(1.25, TRAINING), (0.85, INFERENCE)]),
+    ]
+    assert "1 are slower" in svg(figure)
+
+
+def test_a_part_of_the_suite_runs_and_is_recorded(tmp_path, capsys):
+    words = ["--only", "operators/DWC", "--modes", "inference", "--threads", "1", "--rounds", "1"]
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "all", *words, "--json", str(tmp_path / "one.json")])
+    assert not stop.value.code
+    (found,) = records(tmp_path)
+    (dwc,) = merged([found])
+    assert (dwc.name, dwc.group, dwc.batch_size) == ("DWC + PWC", "operators", 32)
+    own, dense = (row_count(TABLE, TABLE.row(row)).total("conv_fc") for row in ("dwc_pwc", "p1"))
+    assert dwc.macs_ratio == own / dense
+    assert speed.run_suite(Setting(), "nothing is called so", print) == []
+
+
+def test_what_is_no_record_is_refused(tmp_path):
+    (tmp_path / "torn.json").write_text('{"what"')
+    with pytest.raises(ConvReproError, match=r"torn.json cannot be read as a record of times"):
+        records(tmp_path)
+
+
+def test_the_page_and_the_plot_are_up_to_date():
+    found = records()
+    assert found, "nothing was measured"
+    assert (REPRODUCTIONS / speed_page.PAGE).read_text() == speed_page.render(found)
+    figure = speeds(merged(found), "Time against multiply-accumulates, operator by operator")
+    assert read_digest(REPRODUCTIONS / PLOT_FILE) == figure.digest
+    assert all(json.loads(path.read_text())["schema"] == 1 for path in (REPRODUCTIONS / FOLDER).glob("*.json"))
