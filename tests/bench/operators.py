@@ -161,8 +161,8 @@ def goals() -> list[Goal]:
     for activation, bounds in (("float", (1.05, 1.06)), ("paper", (1.08, 1.11))):
         for variant, bound in zip(("q", "ps"), bounds, strict=True):
             shifted = partial(learning, partial(shift, variant, activation))
-            rounding = "no activation rounding" if activation == "float" else "fixed-point activations"
-            found.append(Goal(f"shift-{variant}-train, {rounding}", plain, bound, shifted, resnet20))
+            inputs = "float" if activation == "float" else "fixed"
+            found.append(Goal(f"shift-{variant}-train-{inputs}-inputs", plain, bound, shifted, resnet20))
     for model in ("resnet18", "resnet50"):
         sizes = (lambda model=model: partial(packed_bytes, model)), (lambda model=model: partial(float_bytes, model))
         found.append(Amount(f"shift-packed-{model}", "float32 state dict", 1 / 6.2, *sizes, rounds=1))

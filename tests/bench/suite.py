@@ -119,12 +119,11 @@ def real_loop() -> Step:
     """An epoch as the suite trains it, with validation, history, progress and a checkpoint at its end."""
     data, validation = batches(STEPS), batches(2)
     words = ["trainer=cpu", "logger=none", "recipe.epochs=1", f"recipe.batch_size={EXAMPLES}"]
-    identity = Identity("adhoc", "loop", 0, "paper")
+    identity, cfg = Identity("adhoc", "loop", 0, "paper"), compose_config(words)
 
     def step() -> None:
         with tempfile.TemporaryDirectory() as folder:
             progress = Progress(Path(folder), 1, lambda line: None)
-            cfg = compose_config([*words, f"runs={folder}"])
             module, trainer, _ = train.assemble(cfg, identity, Path(folder), tiny(), {}, words, progress)
             trainer.fit(module, data, validation)
 
