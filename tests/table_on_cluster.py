@@ -41,7 +41,8 @@ class Lab:
         self.runs = folder / "runs"
         self.root = lab_table.write(folder / "tables", *rows)
         self.seeds = tuple(range(seeds))
-        for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "CONVREPRO_"))]:
+        foreign = ("SLURM_", "SBATCH_", "CONVREPRO_", "PYTHONUNBUFFERED")
+        for name in [name for name in os.environ if name.startswith(foreign)]:
             monkeypatch.delenv(name)
         self.env = {**cluster.env, "CONVREPRO_TABLES": str(self.root), "CONVREPRO_SLURM_SITE": ""}
         for name, value in self.env.items():

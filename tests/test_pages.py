@@ -8,7 +8,9 @@ from convrepro.audit import audit, render_audit
 from convrepro.evidence import load_evidence, plot_path, report, write_scoreboard
 from convrepro.paths import REPRODUCTIONS, ROOT
 from convrepro.plots.figures import figures
-from convrepro.plots.files import OVERVIEW, overview, read_digest
+from convrepro.plots.files import OVERVIEW, SPEEDS, overview, read_digest
+from convrepro.plots.speeds import speeds
+from convrepro.speed_record import PLOT_FILE, merged, records
 from convrepro.statics import count_table, row_count
 from convrepro.tables import list_papers, list_tables, load_table
 
@@ -47,6 +49,7 @@ def test_the_plots_are_up_to_date(counted):
         for figure in figures(table, counted[table.name], load_evidence(table)[1])
     }
     wanted[REPRODUCTIONS / OVERVIEW] = overview((table, counted[table.name]) for table in tables).digest
+    wanted[REPRODUCTIONS / PLOT_FILE] = speeds(merged(records()), SPEEDS).digest
     found = [*REPRODUCTIONS.glob("*/plots/*.svg"), *REPRODUCTIONS.glob("*.svg")]
     assert {path: read_digest(path) for path in found} == wanted
 

@@ -12,9 +12,8 @@ from convrepro.errors import ConvReproError
 from convrepro.ops import OPERATORS
 from convrepro.paths import REPRODUCTIONS
 from convrepro.plots.draw import svg
-from convrepro.plots.files import read_digest
 from convrepro.plots.speeds import INFERENCE, TRAINING, speeds
-from convrepro.speed_record import FOLDER, PLOT_FILE, merged, of_table, records
+from convrepro.speed_record import FOLDER, merged, of_table, records
 from convrepro.statics import row_count
 from convrepro.tables import list_papers, load_table
 
@@ -102,10 +101,8 @@ def test_what_is_no_record_is_refused(tmp_path):
         records(tmp_path)
 
 
-def test_the_page_and_the_plot_are_up_to_date():
+def test_the_page_is_up_to_date():
     found = records()
     assert found, "nothing was measured"
     assert (REPRODUCTIONS / speed_page.PAGE).read_text() == speed_page.render(found)
-    figure = speeds(merged(found), "Time against multiply-accumulates, operator by operator")
-    assert read_digest(REPRODUCTIONS / PLOT_FILE) == figure.digest
     assert all(json.loads(path.read_text())["schema"] == 1 for path in (REPRODUCTIONS / FOLDER).glob("*.json"))

@@ -98,7 +98,8 @@ def collect_script(submission: Submission, site: Site, table: str, cwd: Path) ->
 
 
 def _start(cwd: Path, site: Site) -> list[str]:
-    return [f"cd {_word(cwd)} || exit", *site.setup]
+    unbuffered = "export PYTHONUNBUFFERED=1  # a log tells what happened, when it happens, and after a kill"
+    return [f"cd {_word(cwd)} || exit", unbuffered, *site.setup]
 
 
 def _text(title: str, flags: Mapping[str, str | None], lines: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ from convrepro.speed_record import PLOT_FILE, Speed
 from convrepro.tables import Results, Statics, Table
 
 OVERVIEW = "costs.svg"
+SPEEDS = "Time against multiply-accumulates, operator by operator"
+"""Title of the bench's figure."""
 LABEL_FROM = 0.05
 """Share by which a cost must differ to have a label in the overview."""
 
@@ -43,7 +45,7 @@ def write_overview(
 
 def write_speeds(found: Iterable[Speed], root: Path = REPRODUCTIONS) -> list[Path]:
     """Write the figure of time against MACs."""
-    figure = speeds(found, "Time against multiply-accumulates, operator by operator")
+    figure = speeds(found, SPEEDS)
     return _write(figure, root / PLOT_FILE, png=False) if figure else []
 
 
