@@ -28,7 +28,7 @@ SENSELESS = {
     **{(n, op): NOTHING_DENSE for n in ("mobilenetv2_100", "efficientnet_b0") for op in SWAPS},
     ("convnext_atto", "hetconv"): r"layer 'stages.1.downsample.1': kernel_size=\(2, 2\) must be odd",
 }
-BUDGET = ["data=cifar10", "budget=smoke", "budget.train_examples=16", "budget.test_examples=16", "recipe.batch_size=8"]
+BUDGET = ["data=cifar10", "budget=smoke", "budget.train_examples=8", "budget.test_examples=8", "recipe.batch_size=8"]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
