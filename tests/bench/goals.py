@@ -38,7 +38,7 @@ def main() -> int:
         measured.append(goal.measure(arguments.rounds))
         print(line(measured[-1]), flush=True)
         if arguments.json:
-            write_json(arguments.json, record("goals", measured, setting))
+            write_json(arguments.json, {**record("goals", [], setting), "goals": measured})
     return 0 if all(m["met"] for m in measured) else 1
 
 
