@@ -145,10 +145,12 @@ def test_an_evaluation_stops_and_is_made_again(tmp_path, monkeypatch, listening)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 138), (signal.SIGTERM, 143)])
 def test_a_process_that_gets_a_signal_at_a_random_moment_saves_says_so_and_ends(tmp_path, unbroken, number, code):
     """From outside, wherever it is: at its first steps, within an epoch, in a validation."""
-    slow = before_hook("training_step", "time.sleep(0.02)")
+    stepping = tmp_path / "stepping"
+    slow = before_hook("training_step", f"pathlib.Path({str(stepping)!r}).touch(); time.sleep(0.02)")
     slow += before_hook("on_validation_epoch_start", "time.sleep(0.2)")
     process = start(STATEFUL, tmp_path, first=slow)
-    (progress,) = wait(lambda: list(tmp_path.rglob("progress.json")), process)
+    wait(stepping.exists, process)
+    (progress,) = tmp_path.rglob("progress.json")
     time.sleep(RANDOM.uniform(0, 1.5))
     process.send_signal(number)
     found, output, errors = ended(process)

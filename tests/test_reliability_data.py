@@ -120,9 +120,10 @@ def test_sigterm_to_all_processes_of_a_run_finds_its_workers_at_work_until_it_ha
     """As Slurm sends it: to the processes that decode images too."""
     given = photos(tmp_path, workers=2)
     unbroken = science(train(given, tmp_path / "unbroken"))
-    slow = before_hook("training_step", "time.sleep(0.1)")
+    stepping = tmp_path / "stepping"
+    slow = before_hook("training_step", f"pathlib.Path({str(stepping)!r}).touch(); time.sleep(0.1)")
     process = start(given, tmp_path / "runs", first=slow, start_new_session=True)
-    wait(lambda: list((tmp_path / "runs").rglob("progress.json")), process)
+    wait(stepping.exists, process)
     os.killpg(process.pid, signal.SIGTERM)
     code, _, errors = ended(process)
     assert code == 143, errors
