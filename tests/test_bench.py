@@ -46,14 +46,15 @@ def test_a_row_without_an_operator_is_timed_against_the_first_row():
 
 
 def test_the_record_says_how_it_was_obtained(tmp_path, capsys):
-    words = ["bench", "model=resnet10t", "data=cifar10", "conv=gwc_pwc", "--modes", "inference"]
+    words = ["bench", "model=resnet10t", "data=cifar10", "conv=gwc_pwc", "--modes", "inference,exported"]
     with pytest.raises(SystemExit) as stop:
         main([*words, "--batch-size", "2", "--threads", "1", "--rounds", "2", "--json", str(tmp_path / "b.json")])
     assert not stop.value.code
     content = json.loads((tmp_path / "b.json").read_text())
     (timing,) = content["timings"]
     assert 0 < timing["macs_ratio"] < 1
-    assert timing["ratios"]["inference"]["baseline_seconds"] > 0
+    for mode in ("inference", "exported"):
+        assert timing["ratios"][mode]["baseline_seconds"] > 0
     assert content["setting"]["batch_size"] == 2
     assert content["environment"]["threads"] == 1
     assert content["environment"]["versions"]["torch"]
@@ -65,7 +66,7 @@ def test_the_record_says_how_it_was_obtained(tmp_path, capsys):
     [
         (["hetconv/table1", "--rows", "p3"], "has no row 'p3' to time; valid: p1, p2"),
         (["hetconv/table1", "--rounds", "0"], "rounds=0 must be at least 1"),
-        (["hetconv/table1", "--modes", "deploy"], "'deploy' cannot be timed; valid: train, inference"),
+        (["hetconv/table1", "--modes", "deploy"], "'deploy' cannot be timed; valid: train, inference, exported"),
         (["model=resnet18", "data=cifar10"], "conv=standard replaces nothing"),
     ],
 )

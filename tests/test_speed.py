@@ -65,12 +65,33 @@ def test_several_records_are_told_by_their_median_with_the_lowest_and_the_highes
     assert of_table("a/b", [quick, slow, row]) == [row]
 
 
+def test_a_record_of_one_mode_adds_to_those_of_others():
+    ratio = {"median": 0.7, "low": 0.7, "high": 0.7, "seconds": 0.32, "baseline_seconds": 0.5}
+    exported = timing("quick", 0.5, 0.4) | {"ratios": {"exported": ratio}}
+    (quick,) = merged([record(timing("quick", 0.5, 0.4)), record(exported)])
+    assert {mode: str(spread) for mode, spread in quick.ratios.items()} == {
+        "train": "0.50",
+        "inference": "0.40",
+        "exported": "0.70",
+    }
+    assert quick.milliseconds["exported"] == pytest.approx(10)
+    page = speed_page.render([record(timing("quick", 0.5, 0.4)), record(exported)])
+    assert "| quick | dense | 0.250 | 0.50 | 50 % | 50 | 0.40 | 62 % | 40 | 0.70 | 36 % | 10 |" in page
+
+
 def test_the_page_names_what_is_slower_and_judges_the_goals():
     page = speed_page.render(RECORDS)
     assert "**Slower than what they replace**, in a training step: slow." in page
     assert "| quick | dense | 0.250 | 0.50 (0.30 to 0.60) | 50 % | 50 |" in page
     assert "| g | b | 0.5 | 0.51 | 1 | missed |" in page
     assert page.count("commit abababab") == 3
+
+
+def test_rates_of_reading_are_on_the_page_only_where_they_were_measured():
+    cell = {"stored": "500x375", "bytes": 81_600, "workers": 2, "median": 127.4, "low": 120.0, "high": 130.6}
+    page = speed_page.render([*RECORDS, record() | {"loading": [cell]}])
+    assert "| 500x375 | 82 | 2 | 127 | 120 to 131 |" in page
+    assert "Reading photographs" not in speed_page.render(RECORDS)
 
 
 def test_the_figure_has_a_dot_for_each_operator_and_mode():

@@ -6,6 +6,7 @@ in an order that is reversed from round to round; what counts is the ratio withi
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,28 +17,31 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrepro import train
 from convrepro.config import compose_config
-from convrepro.deploy import fuse
+from convrepro.deploy import check_target, export, fuse, load
 from convrepro.environment import describe
 from convrepro.errors import ConvReproError
 from convrepro.tables import Table
 
-MODES = ("train", "inference")
+MODES = ("train", "inference", "exported")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How to time: images in a batch, threads (0: torch's own choice), memory format, rounds, and what."""
+    """How to time: images in a batch, threads (0: torch's own choice), memory format, rounds, and what.
+
+    modes: "train" is one step of training; "inference" one batch in the fused form; "exported" the same in onnxruntime.
+    """
 
     batch_size: int = 128
     threads: int = 0
     channels_last: bool = True
     rounds: int = 7
-    modes: tuple[str, ...] = MODES
+    modes: tuple[str, ...] = ("train", "inference")
 
     def __post_init__(self) -> None:
         for word, least in (("batch_size", 1), ("threads", 0), ("rounds", 1)):
@@ -125,7 +129,12 @@ def _dense(overrides: Sequence[str]) -> DictConfig | None:
 
 
 def compare(name: str, cfg: DictConfig, base_name: str, base: DictConfig, setting: Setting) -> Timing:
-    """Time the networks of `cfg` and `base` in turns, on random images of their data's shape."""
+    """Time the networks of `cfg` and `base` in turns, on random images of their data's shape.
+
+    Raises ConvReproError where packages are missing that "exported" needs, or a network cannot be exported.
+    """
+    if "exported" in setting.modes:
+        check_target(Path("network.onnx"))
     for configuration in (cfg, base):
         configuration.weights = None
     with _threads(setting.threads):
@@ -143,11 +152,14 @@ def compare(name: str, cfg: DictConfig, base_name: str, base: DictConfig, settin
 
 
 def _step(network: nn.Module, cfg: DictConfig, mode: str, setting: Setting) -> Callable[[], None]:
-    """One training step (forward, backward, SGD with momentum) or one evaluation of a batch, in the fused form."""
-    if mode == "inference":
-        network, _ = fuse(network)
+    """One training step (forward, backward, SGD with momentum) or one evaluation of a batch (see `Setting`)."""
     shape = (setting.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     images, labels = torch.randn(shape), torch.randint(cfg.data.num_classes, shape[:1])
+    if mode == "exported":
+        run = _exported(network, images)
+        return lambda: run(images)
+    if mode == "inference":
+        network, _ = fuse(network)
     if setting.channels_last:
         network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
 
@@ -165,6 +177,13 @@ def _step(network: nn.Module, cfg: DictConfig, mode: str, setting: Setting) -> C
         optimizer.step()
 
     return learn if mode == "train" else evaluate
+
+
+def _exported(network: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export(network, images[:1], path)
+        return load(path, torch.get_num_threads())
 
 
 def in_turns(candidate: Callable[[], None], baseline: Callable[[], None], rounds: int) -> Ratio:

@@ -147,8 +147,8 @@ def check_target(path: Path) -> None:
     """Raise ConvReproError where `path` ends in nothing that `export` writes, its folder does not exist, or packages
     for it are missing.
     """
-    if path.suffix not in _WRITERS:
-        raise ConvReproError(f"{path} must end in {' or '.join(_WRITERS)}, which says what to write")
+    if path.suffix not in _FORMATS:
+        raise ConvReproError(f"{path} must end in {' or '.join(_FORMATS)}, which says what to write")
     if not path.parent.is_dir():
         raise ConvReproError(f"{path} cannot be written: {path.parent} is no folder")
     if path.suffix == ".onnx":
@@ -173,8 +173,8 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
     fused, report = fuse(network)
     partial = path.with_name(f"partial-{path.name}")
     try:
-        run = _written(fused, example, partial)
-        difference = _difference(network, run, example)
+        _write(fused, example, partial)
+        difference = _difference(network, load(partial), example)
         if difference <= TOLERANCE:
             partial.replace(path)
     except OSError as error:
@@ -192,22 +192,22 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
     return Exported(path, report, difference)
 
 
-def _written(fused: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write `path`, and return what runs it."""
+def load(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
+    """What computes the logits (B, num_classes) of images (B, C, H, W) by the network in a file that `export` wrote.
+
+    threads: of onnxruntime, 0: its own choice; `torch.export.load` has those of torch.
+    """
+    return _FORMATS[path.suffix][1](path, threads)
+
+
+def _write(fused: nn.Module, example: Tensor, path: Path) -> None:
     images = example.new_zeros(2, *example.shape[1:])  # a batch of 1 would be taken for a constant
     with _quiet():
         program = torch.export.export(fused, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        return _WRITERS[path.suffix](program, path)
+        _FORMATS[path.suffix][0](program, path)
 
 
-def _save_program(program: torch.export.ExportedProgram, path: Path) -> Callable[[Tensor], Tensor]:
-    torch.export.save(program, path)
-    return torch.export.load(path).module()
-
-
-def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
+def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     torch.onnx.export(
         program,
         f=path,
@@ -217,11 +217,22 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> Callable[[T
         input_names=["images"],
         output_names=["logits"],
     )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def _load_onnx(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-_WRITERS = {".onnx": _save_onnx, ".pt2": _save_program}
+def _load_program(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    return torch.export.load(path).module()
+
+
+_FORMATS = {".onnx": (_save_onnx, _load_onnx), ".pt2": (torch.export.save, _load_program)}
 
 
 @torch.inference_mode()

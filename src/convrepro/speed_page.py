@@ -10,7 +10,7 @@ from convrepro.tables.render import markdown_grid
 
 PAGE = "SPEED.md"
 
-WHERE = {"train": "a training step", "inference": "inference"}
+WHERE = {"train": "a training step", "inference": "inference", "exported": "inference in onnxruntime"}
 
 INTRODUCTION = """# Speed
 
@@ -18,8 +18,8 @@ What fewer multiply-accumulates (MACs) are worth in time. Candidate and baseline
 that is reversed from round to round; a figure is the median over rounds of candidate's time / baseline's time, below 1
 where the candidate is faster. Of several records it is their median, with the lowest and the highest in parentheses.
 `realised` is the speed-up as a share of the one that MACs promise. A training step is forward, backward and SGD;
-inference is of the folded form (`convrepro.deploy.fuse`) of both. Other hardware, above all a GPU, may order them
-otherwise: `convrepro bench all` measures it there."""
+inference is of the folded form (`convrepro.deploy.fuse`) of both, in torch and, exported to ONNX, in onnxruntime. Other
+hardware, above all a GPU, may order them otherwise: `convrepro bench all` measures it there."""
 
 
 def render(found: Sequence[Mapping[str, Any]]) -> str:
@@ -35,6 +35,8 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
         parts += ["## Networks of the papers", "\n".join(grid(networks, "row"))]
     if goals := _goals(found):
         parts += ["## Goals", GOALS, "\n".join(goals)]
+    if loading := _loading(found):
+        parts += ["## Reading photographs", LOADING, "\n".join(loading)]
     parts += ["## Where this was measured", *_places(found)]
     return "\n\n".join(parts) + "\n"
 
@@ -42,6 +44,11 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
 GOALS = """Set before anything here was measured, by a study of what is within reach on such a machine; a ratio is of
 the candidate's time to the baseline's, of sizes in bytes, or of rates where it says so. Measured by
 `python tests/bench/goals.py`."""
+
+
+LOADING = """Images a second that `data=imagenet` decodes, crops to 224x224, flips and normalises, without a network;
+JPEGs as large as ImageNet's, and a copy of them whose shorter side was brought to 256 once. One thread a process.
+Measured by `python tests/bench/loading.py`."""
 
 
 def _about(operators: Sequence[Speed]) -> str:
@@ -77,6 +84,20 @@ def _goals(found: Sequence[Mapping[str, Any]]) -> list[str]:
         ("", ""),
     ]
     return markdown_grid((header, lines)) if lines else []
+
+
+def _loading(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        [cell["stored"], f"{cell['bytes'] / 1000:.0f}", str(cell["workers"]), f"{cell['median']:.0f}", _range(cell)]
+        for record in found
+        for cell in record.get("loading", ())
+    ]
+    header = [("", "stored"), ("", "kB"), ("", "workers"), ("images/s", "median"), ("images/s", "range")]
+    return markdown_grid((header, lines)) if lines else []
+
+
+def _range(cell: Mapping[str, Any]) -> str:
+    return f"{cell['low']:.0f} to {cell['high']:.0f}"
 
 
 def _places(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from convrepro.tables.render import markdown_grid
 FOLDER = "speed"
 PLOT_FILE = "speed.svg"
 OPERATORS = "operators"
-MODES = {"train": "training step", "inference": "inference"}
+MODES = {"train": "training step", "inference": "inference", "exported": "inference in onnxruntime"}
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,12 @@ def merged(found: Sequence[Mapping[str, Any]]) -> list[Speed]:
 
 
 def _merge(group: str, name: str, timings: Sequence[Mapping[str, Any]]) -> Speed:
-    modes = [mode for mode in timings[0]["ratios"] if all(mode in timing["ratios"] for timing in timings)]
-    ratios = {mode: spread(timing["ratios"][mode]["median"] for timing in timings) for mode in modes}
+    ratios, milliseconds = {}, {}
     batch = timings[-1]["batch_size"]
-    milliseconds = {
-        mode: 1000 / batch * statistics.median(timing["ratios"][mode]["seconds"] for timing in timings)
-        for mode in modes
-    }
+    for mode in MODES:
+        if measured := [timing["ratios"][mode] for timing in timings if mode in timing["ratios"]]:
+            ratios[mode] = spread(ratio["median"] for ratio in measured)
+            milliseconds[mode] = 1000 / batch * statistics.median(ratio["seconds"] for ratio in measured)
     return Speed(group, name, timings[-1]["baseline"], batch, timings[-1]["macs_ratio"], ratios, milliseconds)
 
 

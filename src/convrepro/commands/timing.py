@@ -10,7 +10,8 @@ def add(verbs: Any) -> None:
     verb.add_argument("what", nargs="+", help="a table, overrides such as model=resnet18 conv=hetconv conv.p=4, or all")
     verb.add_argument("--rows", default="", help="some rows only, comma-separated")
     verb.add_argument("--only", default="", help="of all: what has these letters in its group or name")
-    verb.add_argument("--modes", default="train,inference", help="what to time (default: train,inference)")
+    modes = "what to time of train, inference and exported (default: the first two)"
+    verb.add_argument("--modes", default="train,inference", help=modes)
     verb.add_argument("--batch-size", type=int, default=128, help="images in a batch (default: 128)")
     verb.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     verb.add_argument("--rounds", type=int, default=7, help="turns of candidate and baseline (default: 7)")
