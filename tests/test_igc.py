@@ -29,7 +29,7 @@ def test_shuffle_follows_the_formula_and_has_an_inverse(channels: int, groups: i
     assert torch.equal(shuffle(shuffle(x, groups, 0), channels // groups, 0), x)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(6, 2), (12, 3), (12, 4), (48, 24), (7, 7)])
+@pytest.mark.parametrize(("channels", "groups"), [(6, 1), (6, 2), (12, 3), (12, 4), (48, 24), (7, 7)])
 @pytest.mark.parametrize("batch", [0, 2])
 def test_channel_shuffle_is_torchs_and_keeps_the_memory_format(channels: int, groups: int, batch: int) -> None:
     for layout in (torch.contiguous_format, torch.channels_last):

@@ -8,6 +8,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
+from convrepro.ops.igc import ChannelShuffle
 from convrepro.zoo.classifier import ImageClassifier, average_pool, build, imagenet_cfg, squeeze_excite
 
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
@@ -15,20 +16,6 @@ CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 
 UNITS = (4, 8, 4)
 """Units of stages 2 to 4, the first of each with stride 2."""
-
-
-class ChannelShuffle(nn.Module):
-    """Deals the channels out among the groups: channel i of group j becomes channel j of group i.
-
-    (B, C, H, W) -> (B, C, H, W), C being a multiple of `groups`.
-    """
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 class ShuffleUnit(nn.Module):
