@@ -20,7 +20,7 @@ from table_on_cluster import Lab, result, science, undisturbed
 
 pytestmark = [pytest.mark.cluster]
 
-EPOCHS, EXAMPLES = 40, 3000
+EPOCHS, EXAMPLES = 20, 3000
 WORK = f"budget.epochs={EPOCHS}, budget.train_examples={EXAMPLES}"
 LONG = f"  - {{id: long, label: Long, overrides: [{WORK}], published: {{}}}}\n"
 HELD = "--hold"
