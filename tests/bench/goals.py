@@ -1,4 +1,4 @@
-"""Measures the goals for speed: `python tests/bench/goals.py [--only PATTERN] [--rounds 7] [--json FILE]`.
+"""Measures the goals for speed: `python tests/bench/goals.py [--only PATTERNS] [--rounds 7] [--json FILE]`.
 
 Each is a ratio of a candidate to a baseline, timed in turns in this process. Needs a machine with nothing else to do:
 `other load` tells how many cores others kept busy. What was measured before an interruption is in the file.
@@ -22,14 +22,15 @@ THREADS = 2
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="names of goals, such as 'hetconv-*'")
+    parser.add_argument("--only", default="*", help="names of goals, such as 'hetconv-*,loop'")
     parser.add_argument("--rounds", type=int, default=7, help="turns of candidate and baseline (default: 7)")
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     arguments = parser.parse_args()
     setting = Setting(operators.BATCH, THREADS, True, arguments.rounds)
     torch.set_num_threads(THREADS)
     everything = operators.goals() + suite.goals()
-    chosen = [goal for goal in everything if fnmatch(goal.name, arguments.only)]
+    patterns = arguments.only.split(",")
+    chosen = [goal for goal in everything if any(fnmatch(goal.name, pattern) for pattern in patterns)]
     if not chosen:
         parser.error(f"--only={arguments.only} names no goal; valid: {', '.join(goal.name for goal in everything)}")
     measured = []
