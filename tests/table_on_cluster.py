@@ -65,6 +65,12 @@ class Lab:
         submit(jobs, request, load_site(flags), self.runs, told.append, dry_run=False)
         return "\n".join(told)
 
+    def submit_alone(self) -> str:
+        """Submit the table's only run without the job that collects; the id of its array."""
+        array, collect = re.findall(r"^queued (\d+):", self.submit(), re.MULTILINE)
+        self.cluster.run("scancel", collect)
+        return array
+
     def call(self, verb: str, *words: str, check: bool = True) -> str:
         """What `convrepro VERB lab/tiny WORDS` prints."""
         done = self.cluster.run(

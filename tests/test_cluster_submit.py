@@ -20,7 +20,7 @@ from table_on_cluster import Lab, result, science, undisturbed
 
 pytestmark = [pytest.mark.cluster]
 
-EPOCHS, EXAMPLES = 20, 3000
+EPOCHS, EXAMPLES = 20, 2000
 WORK = f"budget.epochs={EPOCHS}, budget.train_examples={EXAMPLES}"
 LONG = f"  - {{id: long, label: Long, overrides: [{WORK}], published: {{}}}}\n"
 HELD = "--hold"
@@ -32,8 +32,12 @@ def numbers(told: str) -> list[str]:
 
 
 def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, monkeypatch):
-    """Two rows, the second from the first's weights; then there is nothing left to queue."""
-    lab = Lab(cluster, tmp_path, monkeypatch)
+    """Three rows: one from another's weights, and one that fails, is named, and is repaired by `resubmit`."""
+    torn_row = lab_table.PLAIN.replace("plain", "torn")
+    lab = Lab(cluster, tmp_path, monkeypatch, lab_table.PLAIN, lab_table.SHIFT, torn_row)
+    torn = lab.job("torn").folder / "last.ckpt"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"no checkpoint")
     words = ["submit", lab_table.NAME, "--budget", "smoke", "--seeds", "0", *lab_table.EXTRA, "--", "-t", "60"]
     began = time.monotonic()
     told = cluster.run("convrepro", *words, cwd=tmp_path, env=lab.env).stdout
@@ -43,39 +47,34 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     assert re.search(r"shift +pending Dependency", lab.call("status"))
 
     states = cluster.wait_until_over(400, first, second, collect)
-    assert states == {f"{first}_0": "COMPLETED", f"{second}_0": "COMPLETED", collect: "COMPLETED"}
-    assert "2 runs: 2 done" in lab.collected()
+    assert states == {
+        f"{first}_0": "COMPLETED",
+        f"{first}_1": "FAILED",
+        f"{second}_0": "COMPLETED",
+        collect: "FAILED",
+    }
     assert f"smoke {result(lab.job('shift').folder)['metrics']['last']['top1']:.2f}" in lab.collected()
-    assert re.search(r"plain +done \d", lab.call("status"))
-    assert "nothing to queue" in lab.submit()
     assert result(lab.job("shift").folder)["config"]["weights"] == str(lab.job("plain").folder / "last.ckpt")
-
-
-def test_a_run_that_fails_is_named_and_resubmit_repairs_it(cluster, tmp_path, monkeypatch):
-    lab = Lab(cluster, tmp_path, monkeypatch, lab_table.PLAIN, lab_table.PLAIN.replace("plain", "torn"))
-    torn = lab.job("torn").folder / "last.ckpt"
-    torn.parent.mkdir(parents=True)
-    torn.write_bytes(b"no checkpoint")
-    array, collect = numbers(lab.submit())
-    states = cluster.wait_until_over(400, array, collect)
-    assert sorted(states.values()) == ["COMPLETED", "FAILED", "FAILED"]
     reason = re.escape(f"torn, seed 0: failed: {torn} is no checkpoint to continue from")
     assert re.search(f"^no result: {reason}", lab.collected(), re.MULTILINE)
-    assert re.search(f"^{reason}", lab.call("status"), re.MULTILINE)
+    status = lab.call("status")
+    assert re.search(f"^{reason}", status, re.MULTILINE)
+    assert re.search(r"plain +done \d", status)
 
     before = (lab.job("plain").folder / "result.json").stat().st_mtime_ns
     torn.unlink()
     told = lab.call("resubmit")
-    assert "2 runs, 1 finished, 0 queued already, 1 to queue" in told
+    assert "3 runs, 2 finished, 0 queued already, 1 to queue" in told
     cluster.wait_until_over(400, *numbers(told))
-    assert "2 runs: 2 done" in lab.collected()
+    assert "3 runs: 3 done" in lab.collected()
     assert (lab.job("plain").folder / "result.json").stat().st_mtime_ns == before
+    assert "nothing to queue" in lab.submit()
 
 
 def test_a_preempted_run_goes_on_at_the_step_where_it_stopped(cluster, tmp_path, monkeypatch):
     lab = Lab(cluster, tmp_path, monkeypatch, LONG)
     (job,) = lab.jobs
-    array, collect = numbers(lab.submit())
+    array = lab.submit_alone()
     lab.wait_for_epoch(job, 2)
     lab.preempt("--nodes=2", "--exclusive")
     cluster.wait(lambda: slurm.state(f"{array}_0") == "PENDING", 120)
@@ -83,7 +82,7 @@ def test_a_preempted_run_goes_on_at_the_step_where_it_stopped(cluster, tmp_path,
     saved = torch.load(job.folder / "last.ckpt", weights_only=True)["global_step"]
     assert saved == int(re.search(r"last\.ckpt of step (\d+)", lab.log(job))[1])
 
-    cluster.wait_until_over(400, array, collect)
+    cluster.wait_until_over(400, array)
     assert cluster.job(f"{array}_0")["Restarts"] == "1"
     assert lab.log(job).count("goes back into the queue") == 1
     assert lab.epochs(job) == list(range(1, EPOCHS + 1)), "every epoch once"
@@ -95,10 +94,10 @@ def test_a_run_on_two_nodes_is_preempted_as_one(cluster, tmp_path, monkeypatch):
     extra = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2", "logger=none")
     lab = Lab(cluster, tmp_path, monkeypatch, LONG, extra=extra)
     (job,) = lab.jobs
-    array, collect = numbers(lab.submit())
+    array = lab.submit_alone()
     lab.wait_for_epoch(job, 1)
     lab.preempt("--nodes=2", "--exclusive")
-    cluster.wait_until_over(500, array, collect)
+    cluster.wait_until_over(500, array)
     assert cluster.job(f"{array}_0")["Restarts"] == "1"
     assert lab.log(job).count("goes back into the queue") == 1
     assert lab.epochs(job) == list(range(1, EPOCHS + 1)), "every epoch once"

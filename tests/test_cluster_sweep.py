@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.cluster]
 
 #: The network's second convolution has 20 input channels: hetconv takes p=2 and 5, but not 3.
 ROW = ["model=deepshift_mnist_conv", "conv=hetconv", "logger=none", "trainer=cpu", "hydra/launcher=submitit_slurm"]
-ROW += ["recipe.epochs=20", "recipe.batch_size=16", "budget.train_examples=256", "budget.test_examples=100"]
+ROW += ["recipe.epochs=10", "recipe.batch_size=16", "budget.train_examples=256", "budget.test_examples=100"]
 REASON = "layer 'features.3': p=3 must divide"
 
 
@@ -46,7 +46,7 @@ def test_of_three_runs_one_fails_one_is_queued_again_and_two_have_results(accoun
     """The run with p=2 gets, after its first epoch, the signal that Slurm sends at a time limit or a preemption."""
     words = [*ROW, "conv.p=2,3,5", f"runs={tmp_path}"]
     with accounting.launch("convrepro", "train", "-m", *words, cwd=tmp_path) as waiting:
-        accounting.wait(lambda: "epoch 1/20" in job_log(tmp_path, "1_0"), 300)
+        accounting.wait(lambda: "epoch 1/10" in job_log(tmp_path, "1_0"), 300)
         accounting.run("scancel", "--signal=USR2", "1_0")
         out, err = waiting.communicate(timeout=600)
     states = accounting.wait_until_over(60, "1")
@@ -63,7 +63,7 @@ def test_of_three_runs_one_fails_one_is_queued_again_and_two_have_results(accoun
     assert out.count("done: ") == 2
     finished = results(tmp_path)
     assert sorted(finished) == [2, 5]
-    assert [line["epoch"] for line in finished[2]["history"]] == list(range(20))
+    assert [line["epoch"] for line in finished[2]["history"]] == list(range(10))
     assert "resumes from" in job_log(tmp_path, "1_0")
 
 
