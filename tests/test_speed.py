@@ -87,6 +87,14 @@ def test_the_page_names_what_is_slower_and_judges_the_goals():
     assert page.count("commit abababab") == 3
 
 
+def test_a_goal_that_is_missed_has_its_profile():
+    profiles = [{"name": name, "candidate": {"addmm": 31.2, "relu": 2.0}, "reference": {"mm": 9.9}} for name in "gh"]
+    met = {"name": "h", "baseline": "b", "bound": 0.5, "median": 0.5}
+    page = speed_page.render([*RECORDS, record(goals=(met,)) | {"profiles": profiles}])
+    assert "- g\n  - candidate, 33 ms: addmm 31, relu 2\n  - reference, 10 ms: mm 10" in page
+    assert "- h" not in page
+
+
 def test_rates_of_reading_are_on_the_page_only_where_they_were_measured():
     cell = {"stored": "500x375", "bytes": 81_600, "workers": 2, "median": 127.4, "low": 120.0, "high": 130.6}
     page = speed_page.render([*RECORDS, record() | {"loading": [cell]}])

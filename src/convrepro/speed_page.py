@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from convrepro.paths import REPRODUCTIONS
-from convrepro.speed_record import FOLDER, MODES, OPERATORS, PLOT_FILE, Speed, grid, merged, records, spread
+from convrepro.speed_record import FOLDER, MODES, OPERATORS, PLOT_FILE, Speed, Spread, grid, merged, records, spread
 from convrepro.tables.render import markdown_grid
 
 PAGE = "SPEED.md"
@@ -35,6 +35,8 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
         parts += ["## Networks of the papers", "\n".join(grid(networks, "row"))]
     if goals := _goals(found):
         parts += ["## Goals", GOALS, "\n".join(goals)]
+        if profiles := _profiles(found):
+            parts += [PROFILES, "\n".join(profiles)]
     if loading := _loading(found):
         parts += ["## Reading photographs", LOADING, "\n".join(loading)]
     parts += ["## Where this was measured", *_places(found)]
@@ -66,13 +68,8 @@ def _slower(operators: Sequence[Speed]) -> str:
 
 
 def _goals(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    measured: dict[str, list[Mapping[str, Any]]] = {}
-    for record in found:
-        for goal in record.get("goals", ()):
-            measured.setdefault(goal["name"], []).append(goal)
     lines = []
-    for name, several in measured.items():
-        ratio, bound = spread([goal["median"] for goal in several]), several[-1]["bound"]
+    for name, (ratio, bound, several) in _judged(found).items():
         met = "met" if ratio.median <= bound else "missed"
         lines.append([name, several[-1]["baseline"], f"{bound:g}", str(ratio), str(len(several)), met])
     header = [
@@ -84,6 +81,37 @@ def _goals(found: Sequence[Mapping[str, Any]]) -> list[str]:
         ("", ""),
     ]
     return markdown_grid((header, lines)) if lines else []
+
+
+def _judged(found: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spread, float, list[Mapping[str, Any]]]]:
+    """Ratio over the records, bound and measurements of each goal by its name."""
+    measured: dict[str, list[Mapping[str, Any]]] = {}
+    for record in found:
+        for goal in record.get("goals", ()):
+            measured.setdefault(goal["name"], []).append(goal)
+    return {
+        name: (spread([goal["median"] for goal in several]), several[-1]["bound"], several)
+        for name, several in measured.items()
+    }
+
+
+PROFILES = """Where the time of those that miss goes, by torch's profiler: milliseconds of one step in the operations
+that take longest, which the profile itself slows a little."""
+
+LONGEST = 6
+
+
+def _profiles(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    missed = {name for name, (ratio, bound, _) in _judged(found).items() if ratio.median > bound}
+    profiles = {profile["name"]: profile for record in found for profile in record.get("profiles", ())}
+    lines = []
+    for name in [name for name in profiles if name in missed]:
+        lines.append(f"- {name}")
+        for side in ("candidate", "reference"):
+            spent = profiles[name][side]
+            longest = ", ".join(f"{operation} {spent[operation]:.0f}" for operation in list(spent)[:LONGEST])
+            lines.append(f"  - {side}, {sum(spent.values()):.0f} ms: {longest}")
+    return lines
 
 
 def _loading(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch.profiler import ProfilerActivity, profile
+
 from convrepro.bench import Ratio, busy, in_turns, other_load
 
 Step = Callable[[], Any]
@@ -29,6 +31,11 @@ class Goal:
     def ratio(self, rounds: int) -> Ratio:
         return in_turns(self.candidate(), self.reference(), min(rounds, self.rounds or rounds))
 
+    def profile(self) -> dict[str, Any]:
+        """JSON-ready: of one step of each, the milliseconds of torch's operations by name, the longest first."""
+        steps = {"candidate": self.candidate(), "reference": self.reference()}
+        return {"name": self.name, **{side: _operations(step) for side, step in steps.items()}}
+
     def measure(self, rounds: int) -> dict[str, Any]:
         """JSON-ready: bound, median and quartiles of the ratio, whether it is met, and the load of other processes."""
         before = busy()
@@ -46,6 +53,14 @@ class Goal:
             "met": ratio.median <= self.bound,
             "other_load": other_load(before),
         }
+
+
+def _operations(step: Step) -> dict[str, float]:
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        step()
+    spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total / 1000 for event in seen.key_averages()}
+    return {name: round(spent[name], 2) for name in sorted(spent, key=spent.__getitem__, reverse=True)}
 
 
 @dataclass(frozen=True)

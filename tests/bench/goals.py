@@ -24,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="names of goals, such as 'hetconv-*,loop'")
     parser.add_argument("--rounds", type=int, default=7, help="turns of candidate and baseline (default: 7)")
+    parser.add_argument("--profile", action="store_true", help="tell where a step's time goes instead of timing it")
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     arguments = parser.parse_args()
     setting = Setting(operators.BATCH, THREADS, True, arguments.rounds)
@@ -33,14 +34,15 @@ def main() -> int:
     chosen = [goal for goal in everything if any(fnmatch(goal.name, pattern) for pattern in patterns)]
     if not chosen:
         parser.error(f"--only={arguments.only} names no goal; valid: {', '.join(goal.name for goal in everything)}")
+    what = "profiles" if arguments.profile else "goals"
     measured = []
     for goal in chosen:
         torch.manual_seed(0)
-        measured.append(goal.measure(arguments.rounds))
-        print(line(measured[-1]), flush=True)
+        measured.append(goal.profile() if arguments.profile else goal.measure(arguments.rounds))
+        print(measured[-1] if arguments.profile else line(measured[-1]), flush=True)
         if arguments.json:
-            write_json(arguments.json, {**record("goals", [], setting), "goals": measured})
-    return 0 if all(m["met"] for m in measured) else 1
+            write_json(arguments.json, {**record(what, [], setting), what: measured})
+    return 0 if all(m.get("met", True) for m in measured) else 1
 
 
 if __name__ == "__main__":
