@@ -1,8 +1,8 @@
 """A real Slurm on the loopback for tests: `slurm/local_cluster.sh`, started, asked and stopped from Python.
 
 Tests take the session's cluster by the fixture `cluster` (conftest.py), or start one of their own where it has to be
-another one. They carry the mark `cluster`, and their files are named test_cluster_*, so that they run one after the
-other (conftest.py).
+another one. They carry the mark `cluster`, and their files are named test_cluster_*, so that few of them run at a time
+(conftest.py).
 """
 
 import os

@@ -8,8 +8,9 @@ import pytest
 
 from cluster import LocalCluster
 
-#: What files share, by the beginning of their names.
+#: What files share, by the beginning of their names; the first that fits counts.
 TOGETHER = {
+    "test_cluster_chaos": "a cluster of its own, for as long as all others together",
     "test_cluster_": "a cluster for all that the machine can do",
     "test_pages": "the counts of every table",
     "test_dashboard": "a table that is trained once",

@@ -132,7 +132,9 @@ def test_cancel_ends_this_tables_jobs_alone_and_resubmit_goes_on_from_there(clus
     assert 0 < ended < EPOCHS
     assert "long, seed 0: lost: no longer queued, no result" in lab.call("status")
 
-    cluster.wait_until_over(400, *numbers(lab.call("resubmit")))
+    array, collect = numbers(lab.call("resubmit"))
+    cluster.run("scancel", collect)
+    cluster.wait_until_over(400, array)
     assert lab.epochs(job) == list(range(1, EPOCHS + 1)), "every epoch once"
 
 
@@ -145,11 +147,11 @@ def test_a_run_that_is_killed_over_and_over_is_given_up_and_told(cluster, tmp_pa
     )
     mortal.chmod(0o755)
     monkeypatch.setenv("CONVREPRO_SLURM_PYTHON", str(mortal))
-    array, collect = numbers(lab.submit())
-    cluster.wait_until_over(400, array, collect)
+    array = lab.submit_alone()
+    cluster.wait_until_over(400, array)
     assert cluster.job(f"{array}_0")["Restarts"] == "3"
     reason = "plain, seed 0: failed: ended by SIGKILL 3 times in a row without getting beyond step 0"
-    assert reason in lab.collected()
+    assert reason in lab.call("status")
 
 
 def test_arrays_are_cut_at_the_clusters_limit_and_waves_wait_for_earlier_submissions(tmp_path, monkeypatch):
