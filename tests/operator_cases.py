@@ -117,6 +117,8 @@ def igcv1_case(name: str, **own: Any) -> OperatorCase:
                 {"primary_partitions": 2, "secondary_partitions": 4},
                 ("secondary_partitions=4", "divide", "= 6", "valid: 1, 2, 3, 6, or None"),
             ),
+            ({"primary_partitions": 4.0}, ("primary_partitions=4.0", "divide", "valid: 1, 2, 4")),
+            ({"primary_partitions": 2, "secondary_partitions": 3.0}, ("secondary_partitions=3.0", "valid: 1, 2, 3, 6")),
             ({"secondary": "max"}, ("secondary='max'", "valid: learned, sum")),
             ({"form": "fused"}, ("form='fused'", "valid: auto, plain, folded")),
             (
@@ -143,6 +145,8 @@ def igcv2_case(name: str, out_channels: int = 12, **own: Any) -> OperatorCase:
             ),
             ({"branch_channels": (8,), "layers": 3}, ("branch_channels=[8]", "layers - 1", "layers=3")),
             ({"branch_channels": (3, 2), "layers": None}, ("branch_channels=[3, 2]", "divide", "valid: 2, 4, 8")),
+            ({"branch_channels": (4.0, 2), "layers": None}, ("branch_channels=[4.0, 2]", "divide", "valid: 2, 4, 8")),
+            ({"branch_channels": 8}, ("branch_channels=8", "a number for each 1x1", "], ..., or None")),
             (
                 {"branch_channels": (2, 2), "layers": None, "complementary": True},
                 ("branch_channels=[2, 2]", "in_channels=8", "not 4", "complementary=False"),
@@ -176,6 +180,7 @@ def igcv3_case(name: str, **own: Any) -> OperatorCase:
             ({"expansion": 1.5}, ("expansion=1.5", "integer")),
             ({"form": "fused"}, ("form='fused'", "valid: auto, plain, folded")),
             ({"groups_in": 3}, ("groups_in=3", "in_channels=8", "valid: 1, 2, 4, 8")),
+            ({"groups_in": 2.0}, ("groups_in=2.0", "in_channels=8", "valid: 1, 2, 4, 8")),
             ({"groups_out": 5}, ("groups_out=5", "out_channels=12", "valid: 1, 2, 3, 4, 6, 12")),
             (
                 {"expansion": 1, "groups_in": 4, "groups_out": 4},
@@ -268,6 +273,7 @@ CASES = [
         knobs={"num_groups": 4},
         bad=(
             ({"num_groups": 3}, ("num_groups=3", "divide", "in_channels=8", "valid: 1, 2, 4, 8")),
+            ({"num_groups": 4.0}, ("num_groups=4.0", "divide", "in_channels=8", "valid: 1, 2, 4, 8")),
             ({"groups": 2}, ("groups=2", "valid: 1")),
         ),
     ),

@@ -11,7 +11,7 @@ from torch import nn
 
 from convrepro.complexity import cross_check
 from convrepro.ops import ConvOperator, IGCV1Conv2d, IGCV2Conv2d, IGCV3Conv2d
-from convrepro.ops.igc import FOLDED_GROUPS, FORMS, ChannelShuffle, shuffle
+from convrepro.ops.igc import FOLDED_GROUPS, FORMS, ChannelShuffle, channel_shuffle, shuffle
 from operator_cases import count_paths, count_weights
 
 
@@ -39,6 +39,18 @@ def test_channel_shuffle_is_torchs_and_keeps_the_memory_format(channels: int, gr
         assert y.is_contiguous(memory_format=layout)
         upstream = torch.randn_like(y)
         assert torch.equal(*(torch.autograd.grad(z, x, upstream)[0] for z in (y, expected)))
+
+
+def test_channel_shuffle_keeps_the_memory_format_where_torch_does_not() -> None:
+    """The meta device stands for a GPU here: neither has torch's kernel that keeps it."""
+    x = torch.empty(2, 12, 3, 5, device="meta").to(memory_format=torch.channels_last)
+    assert not F.channel_shuffle(x, 4).is_contiguous(memory_format=torch.channels_last)
+    assert channel_shuffle(x, 4).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channel_shuffle_of_a_single_image() -> None:
+    x = torch.randn(2, 12, 8, 5)
+    assert torch.equal(channel_shuffle(x[0], 4), channel_shuffle(x, 4)[0])
 
 
 BOTH_FORMS = [

@@ -63,6 +63,10 @@ class TestTernary:
         ternary(weight).backward(g)
         assert torch.equal(weight.grad, g)
 
+    def test_more_half_weights_than_a_half_can_count(self) -> None:
+        weight = torch.randn(300, 300).sign().half() / 2
+        assert torch.equal(ternary(weight), weight)
+
     def test_zeros_stay_zeros(self) -> None:
         assert torch.equal(ternary(torch.zeros(2, 3)), torch.zeros(2, 3))
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from convrepro.errors import ConvReproError
 from convrepro.models import build
-from convrepro.ops import HetConv2d, ShiftConv2d, SqueezeExcite
+from convrepro.ops import HetConv2d, LowRankConv2d, ShiftConv2d, SqueezeExcite
 
 STANDARD = {"name": "standard", "where": "dense_kxk"}
 HETCONV = {"name": "hetconv", "where": "dense_kxk", "p": 4, "arrangement": "contiguous"}
@@ -202,6 +202,48 @@ def test_a_checkpoint_of_the_replaced_network_is_restored_exactly(tmp_path, imag
     restored = resnet20(conv, path)
     assert_same_state(restored.state_dict(), network.state_dict())
     assert torch.equal(restored(images), network(images))
+
+
+@pytest.mark.parametrize("words", [{}, {"se_reduction": 4}], ids=str)
+def test_a_conversion_by_energy_is_restored_with_its_ranks(tmp_path, float_network, images, words):
+    conv = {"name": "low_rank", "where": "dense_kxk", "rank": None, "energy": 0.8}
+    torch.save(float_network.state_dict(), tmp_path / "float.pt")
+    network = resnet20(conv, tmp_path / "float.pt", **words)
+    saved = {"state_dict": network.state_dict(), "settings": {"model": "resnet20_cifar", "conv": conv}}
+    torch.save(saved, tmp_path / "network.ckpt")
+    restored = resnet20(conv, tmp_path / "network.ckpt", **words)
+    assert repr(restored) == repr(network)
+    assert len({m.inner_channels for m in network.modules() if isinstance(m, LowRankConv2d)}) > 3
+    assert torch.equal(restored(images), network(images))
+
+    torch.save(timm.create_model("deepshift_mnist_conv").state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ConvReproError, match=r"neither as timm builds it nor with low_rank: it lacks conv1.weight"):
+        resnet20(conv, tmp_path / "other.pt", **words)
+
+
+@pytest.mark.parametrize("conv", [STANDARD, HETCONV], ids=lambda c: c["name"])
+def test_a_checkpoint_is_only_for_the_model_and_arguments_that_it_was_trained_with(tmp_path, conv):
+    path, dropout = tmp_path / "network.ckpt", {"drop_rate": 0.1}
+    network = resnet20(conv)
+    settings = {"model": "resnet20_cifar", "conv": conv, "model_args": dropout}
+    saved = {"state_dict": network.state_dict(), "settings": settings}
+    torch.save(saved, path)
+    restored = resnet20(conv, path, model_args=dropout)
+    assert_same_state(restored.state_dict(), network.state_dict())
+    with pytest.raises(ConvReproError, match=r"trained with model_args.drop_rate=0.1, but model_args.drop_rate=None"):
+        resnet20(conv, path)
+
+    torch.save(saved | {"settings": {"model": "resnet20_cifar", "conv": conv}}, path)
+    resnet20(conv, path, model_args=dropout)
+    torch.save(saved | {"settings": settings | {"model": "resnet32_cifar"}}, path)
+    with pytest.raises(ConvReproError, match=r"trained with model=resnet32_cifar, but model=resnet20_cifar is given"):
+        resnet20(conv, path, model_args=dropout)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lr": 0.1}, {"model": "r", "conv": 3}, {"conv": {"name": "shift"}}], ids=str)
+def test_what_others_call_settings_is_not_read(tmp_path, float_network, settings):
+    torch.save({"state_dict": float_network.state_dict(), "settings": settings}, tmp_path / "float.pt")
+    assert_same_state(resnet20(STANDARD, tmp_path / "float.pt").state_dict(), float_network.state_dict())
 
 
 @register_model

@@ -128,6 +128,8 @@ def test_bad_words_are_refused_with_value_rule_and_choices(case: OperatorCase, w
         ({"in_channels": 0}, "in_channels=0 must be at least 1"),
         ({"kernel_size": 0}, r"kernel_size=\(0, 0\) must be at least 1"),
         ({"stride": (1, 0)}, r"stride=\(1, 0\) must be at least 1"),
+        ({"kernel_size": 3.0}, r"kernel_size=3.0 must be an integer or a pair of integers; valid: 1, \(1, 2\)"),
+        ({"dilation": None}, r"dilation=None must be an integer or a pair of integers; valid: 1, \(1, 2\)"),
         ({"padding": "full"}, "padding='full'"),
         ({"padding": "same", "stride": 2}, "padding='same' needs stride 1"),
         ({"padding_mode": "mirror"}, "padding_mode='mirror' is unknown; valid: zeros, reflect, replicate, circular"),
@@ -283,6 +285,18 @@ def test_from_conv_keeps_shape_words_bias_dtype_and_mode(case: OperatorCase) -> 
     assert not operator.training
     assert {p.dtype for p in operator.parameters()} == {torch.float64}
     assert {knob: getattr(operator, knob) for knob in case.knobs} == case.knobs
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if hasattr(case.operator, "from_conv")], ids=lambda case: case.name
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_from_conv_of_a_half_is_that_of_the_same_floats(case: OperatorCase, dtype: torch.dtype) -> None:
+    conv = nn.Conv2d(case.in_channels, case.out_channels, 3, dtype=dtype)
+    half = case.operator.from_conv(conv, **case.knobs)
+    full = case.operator.from_conv(conv.float(), **case.knobs)
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    torch.testing.assert_close(half.state_dict(), full.to(dtype).state_dict())
 
 
 @every_case

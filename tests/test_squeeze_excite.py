@@ -38,8 +38,8 @@ def test_macs_are_those_of_its_two_linear_layers(channels: int, reduction: int) 
     assert se.macs() == counted["linear"] == 2 * channels**2 // reduction
 
 
-@pytest.mark.parametrize("reduction", [5, 0, 24])
-def test_refuses_a_reduction_that_does_not_divide(reduction: int) -> None:
+@pytest.mark.parametrize("reduction", [5, 0, 24, 4.0])
+def test_refuses_a_reduction_that_does_not_divide(reduction: float) -> None:
     message = f"reduction={reduction} must divide channels=12; valid: 1, 2, 3, 4, 6, 12"
     with pytest.raises(ValueError, match=message):
         SqueezeExcite(12, reduction)

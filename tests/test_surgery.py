@@ -210,7 +210,8 @@ def test_squeeze_excite_follows_each_new_convolution(networks):
     torch.testing.assert_close(model(x), copy.deepcopy(networks["resnet20_cifar"]).eval()(x), rtol=1e-4, atol=1e-5)
 
     pairs = copy.deepcopy(networks["mobilenet_v1_cifar"])
-    assert len(replace_convs(pairs, "standard", "dw_pw_pair", se_reduction=8).replaced) == 13
+    report = replace_convs(pairs, "standard", "dw_pw_pair", se_reduction=8)
+    assert report.summary() == "standard at dw_pw_pair: 13 replaced; kept 1 first, 13 depthwise"
     assert isinstance(pairs.layers[0].conv1, nn.Conv2d)
     assert isinstance(pairs.layers[0].conv2, SqueezeExciteConv)
     assert pairs(torch.randn(2, 3, 32, 32)).shape == (2, 10)
@@ -283,6 +284,34 @@ class ReusedActivation(nn.Module):
 def test_an_activation_that_is_used_twice_is_not_taken_out():
     with pytest.raises(ConvReproError, match=r"relu used more than once by ReusedActivation.forward"):
         replace_convs(ReusedActivation(), *PAIR)
+
+
+@pytest.mark.parametrize("shared", ["activation", "depthwise", "pointwise"])
+def test_a_pair_with_a_module_that_stands_elsewhere_too_is_kept(shared):
+    act, dw, pw = nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1)
+    after = {"activation": act, "depthwise": dw, "pointwise": pw}[shared]
+    free = [nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 1)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), dw, act, pw, after, nn.Sequential(*free)).eval()
+    x = torch.randn(1, 3, 9, 9)
+    before = model[:5](x)
+    report = replace_convs(model, *PAIR)
+    assert [s.name for s in report.replaced] == ["5.2"]
+    assert report.kept == {"0": "first", "1": "depthwise", "3": f"{type(after).__name__} registered in 2 places"}
+    assert torch.equal(model[:5](x), before)
+
+
+def test_an_activation_that_stands_before_a_pair_too_is_found_in_it():
+    act = nn.ReLU()
+    model = nn.Sequential(act, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), act, nn.Conv2d(8, 8, 1))
+    with pytest.raises(ConvReproError, match=r"that can be replaced \(1 ReLU registered in 2 places\)"):
+        replace_convs(model, *PAIR)
+
+
+def test_a_pair_in_a_block_that_the_model_uses_twice_is_replaced():
+    block = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), block, block)
+    assert [s.name for s in replace_convs(model, *PAIR).replaced] == ["1.2"]
+    assert isinstance(model[2][2], HetConv2d)
 
 
 def test_only_what_follows_at_once_makes_a_pair():

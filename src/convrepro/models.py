@@ -50,31 +50,31 @@ def build(
     `weights` is a checkpoint, a file or a URL (see `weights.locate`, with `weights_sha256`): of a run of this project,
     a plain state dict, {"state_dict": ...}, or safetensors. If its keys are those of the network as timm builds it, or
     become them by timm's own reader, as those of torchvision do, it is loaded there, and the replaced layers take
-    their weights from that. Otherwise they must be those of the network with the operator in place.
+    their weights from that. Otherwise they must be those of the network with the operator in place, which takes from
+    them what an earlier conversion decided layer by layer, as low rank's energy its ranks.
 
     Raises ConvReproError for an unknown name, arguments that the model rejects, a checkpoint that is missing, not
-    readable, of another digest or of another network, and as `surgery.replace_convs` does.
+    readable, of another digest or of another network, or that a run of this project trained with another model, other
+    `model_args` or, but for the operator "standard", another `conv`, and as `surgery.replace_convs` does.
     """
     network = _create(name, num_classes, in_chans, model_args or {})
     knobs = {word: value for word, value in conv.items() if word not in ("name", "where")}
 
-    def swap(*, convert: bool) -> SurgeryReport:
-        return replace_convs(
-            network, conv["name"], conv["where"], knobs, se_reduction=se_reduction, init=init, convert=convert
-        )
+    def swap(**words: object) -> SurgeryReport:
+        return replace_convs(network, conv["name"], conv["where"], knobs, se_reduction=se_reduction, init=init, **words)
 
     if weights is None:
-        return network, swap(convert=False)
+        return network, swap()
     path = locate(weights, weights_sha256)
     content = read_checkpoint(path)
-    _check_settings(weights, content.get("settings"), name, conv)
+    _check_settings(weights, content.get("settings"), name, conv, model_args or {})
     state = unwrapped(state_of(content, weights), network)
     renamed = _renamed(name, state, network)
     unfit = differences(network, renamed)
     if not unfit:
         network.load_state_dict(renamed)
         return network, swap(convert=True)
-    report = swap(convert=False)
+    report = swap(state=state)
     unfit_replaced = differences(network, state)
     if unfit_replaced:
         fewest = min(unfit, unfit_replaced, key=len)
@@ -119,12 +119,25 @@ def _renamed(name: str, state: dict[str, Tensor], network: nn.Module) -> dict[st
         return state
 
 
-def _check_settings(weights: str, settings: object, name: str, conv: Mapping[str, object]) -> None:
-    """Refuse to run a checkpoint of this project with another operator, or other knobs, than it was trained with."""
-    if not isinstance(settings, Mapping) or settings["conv"]["name"] == "standard":
-        return
-    given = {"model": name, **{f"conv.{key}": value for key, value in conv.items()}}
-    trained = {"model": settings["model"], **{f"conv.{key}": value for key, value in settings["conv"].items()}}
+def _check_settings(
+    weights: str, settings: object, name: str, conv: Mapping[str, object], model_args: Mapping[str, object]
+) -> None:
+    """Refuse a checkpoint of this project for another model, with other arguments, than it was trained with.
+
+    One of an operator is refused for another operator, or other knobs, too; one of plain convolutions starts any. What
+    other projects call settings is none of this project's, and older checkpoints do not tell the arguments.
+    """
+    match settings:
+        case {"model": model, "conv": {"name": operator, **knobs}}:
+            trained, given = {"model": model}, {"model": name}
+        case _:
+            return
+    if isinstance(arguments := settings.get("model_args"), Mapping):
+        trained |= {f"model_args.{key}": value for key, value in arguments.items()}
+        given |= {f"model_args.{key}": value for key, value in model_args.items()}
+    if operator != "standard":
+        trained |= {"conv.name": operator, **{f"conv.{key}": value for key, value in knobs.items()}}
+        given |= {f"conv.{key}": value for key, value in conv.items()}
     for key in {**trained, **given}:
         if given.get(key) != trained.get(key):
             raise ConvReproError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
 from convrepro.ops import LINEAR_OPERATORS, OPERATORS, SqueezeExciteConv, conv_arguments
@@ -93,6 +93,7 @@ def replace_convs(
     se_reduction: int | None = None,
     init: str = "torch",
     convert: bool = False,
+    state: Mapping[str, Tensor] | None = None,
 ) -> SurgeryReport:
     """Replace, in place, the layers of `model` that the rule `where` selects by `operator`; say what was replaced.
 
@@ -100,10 +101,11 @@ def replace_convs(
     weights are fresh, drawn by the scheme `init` (see `ops.init`), or with `convert` taken from the replaced layer as
     far as the operator can represent them (`from_conv`, `from_linear`). With `se_reduction`, squeeze-and-excitation
     with that reduction follows each new convolution. The operator "standard" leaves the layers as they are, and adds
-    squeeze-and-excitation where asked to.
+    squeeze-and-excitation where asked to. `state` has the tensors, by name, that the model is to load afterwards: from
+    them an operator takes what its conversion decides layer by layer (`for_state`).
 
-    Not replaced, and reported as kept: variants of `nn.Conv2d` and `nn.Linear` that are classes of their own, and
-    layers whose parent reads their weight itself.
+    Not replaced, and reported as kept: variants of `nn.Conv2d` and `nn.Linear` that are classes of their own, layers
+    whose parent reads their weight itself, and pairs with a module that the model uses elsewhere, too.
 
     Raises NothingToReplace where the rule selects no layer. Raises ConvReproError for an unknown operator, rule or
     knob; where every layer that the rule selects has to be kept; with the layer's name where the operator refuses it;
@@ -132,8 +134,13 @@ def replace_convs(
     for site in sites:
         layer = model.get_submodule(site.name)
         try:
-            new = layer if operator == "standard" else _make(operator, site.dense, layer, knobs or {}, init, convert)
-            if se_reduction is not None and isinstance(layer, nn.Conv2d):
+            excited = se_reduction is not None and isinstance(layer, nn.Conv2d)
+            if operator == "standard":
+                new = layer
+            else:
+                own = None if state is None else _below(state, f"{site.name}.conv" if excited else site.name)
+                new = _make(operator, site.dense, layer, knobs or {}, init, convert, own)
+            if excited:
                 new = SqueezeExciteConv(new, se_reduction)
         except ValueError as error:
             raise ConvReproError(f"layer {site.name!r}: {error}") from error
@@ -148,10 +155,7 @@ def replace_convs(
         new[site.name] = fresh[site.name]
         new |= {name: nn.Identity() for name in merged}
     _install(model, new)
-    changed = {name for site in sites for name in (site.name, *site.merged)}
-    report.kept = {
-        n: refused.get(n, k) for n, k in kinds.items() if n not in changed and (k != "linear" or n in refused)
-    }
+    report.kept = {n: refused.get(n, k) for n, k in kinds.items() if n not in new and (k != "linear" or n in refused)}
     return report
 
 
@@ -202,7 +206,9 @@ def _pairs(model: nn.Module) -> Iterator[_Site]:
     for path, parent in model.named_modules():
         depthwise: nn.Conv2d | None = None
         merged: list[str] = []
-        for attribute, child in parent.named_children():
+        for attribute, child in parent._modules.items():  # unlike `named_children`, with what stands there twice
+            if child is None:
+                continue
             name = f"{path}.{attribute}" if path else attribute
             if isinstance(child, nn.Conv2d):
                 if depthwise is not None and _is_pointwise_after(depthwise, child):
@@ -251,7 +257,14 @@ def _refusal(model: nn.Module, site: _Site) -> str | None:
                 return f"weight read by {parent.__name__}.forward"
         elif len(uses) > 1:
             return f"{attribute} used more than once by {parent.__name__}.forward"
+        if site.merged and (places := _places(model, module)) > 1:
+            return f"{type(module).__name__} registered in {places} places"
     return None
+
+
+def _places(model: nn.Module, module: nn.Module) -> int:
+    """The number of attributes, of all modules in `model`, that hold `module`."""
+    return sum(child is module for parent in model.modules() for child in parent._modules.values())
 
 
 @cache
@@ -285,10 +298,21 @@ def _memory_format(model: nn.Module) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def _below(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of the module called `name`, by their names in it."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
 def _make(
-    operator: str, dense: Layer, layer: Layer, knobs: Mapping[str, object], init: str, convert: bool
+    operator: str,
+    dense: Layer,
+    layer: Layer,
+    knobs: Mapping[str, object],
+    init: str,
+    convert: bool,
+    state: Mapping[str, Tensor] | None,
 ) -> nn.Module:
-    """The operator in the shape of `dense`, on the device and with the frozen state of `layer`."""
+    """The operator in the shape of `dense`, on the device and with the frozen state of `layer`; it fits `state`."""
     is_conv = isinstance(dense, nn.Conv2d)
     cls = OPERATORS[operator] if is_conv else LINEAR_OPERATORS[operator]
     if convert:
@@ -298,7 +322,9 @@ def _make(
         new = getattr(cls, converter)(dense, **knobs)
     else:
         shape = conv_arguments(dense) if is_conv else _linear_arguments(dense)
-        new = cls(**shape | {"device": layer.weight.device, "dtype": layer.weight.dtype}, **knobs)
+        words = shape | {"device": layer.weight.device, "dtype": layer.weight.dtype} | dict(knobs)
+        fitting = state is not None and hasattr(cls, "for_state")
+        new = cls.for_state(state, **words) if fitting else cls(**words)
         new.reset_parameters(init)
     for name, parameter in new.named_parameters():
         old = layer.bias if name.endswith("bias") and layer.bias is not None else layer.weight

@@ -2,6 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -14,10 +15,22 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 def pair(value: Pair, word: str) -> tuple[int, int]:
     """`value` as (height, width); raises ValueError where it is neither an int nor two ints."""
-    result = (value, value) if isinstance(value, int) else tuple(value)
-    if len(result) != 2 or not all(isinstance(v, int) for v in result):
-        raise ValueError(f"{word}={value!r} must be an integer or a pair of integers")
-    return result
+    result = (value, value) if isinstance(value, int) else value
+    if not isinstance(result, Sequence) or len(result) != 2 or not all(isinstance(v, int) for v in result):
+        raise ValueError(f"{word}={value!r} must be an integer or a pair of integers; valid: 1, (1, 2), ...")
+    return tuple(result)
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of `number`, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def check_divisor(word: str, value: object, number: int, phrase: str) -> None:
+    """Raise ValueError where `value` is no integer that divides `number`, which the message calls by `phrase`."""
+    valid = divisors(number)
+    if not isinstance(value, int) or value not in valid:
+        raise ValueError(f"{word}={value!r} must divide {phrase}; valid: {', '.join(map(str, valid))}")
 
 
 def knobs(operator: type[nn.Module]) -> dict[str, object]:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import ConvOperator, Pair, conv_arguments, scaled
+from convrepro.ops.base import ConvOperator, Pair, conv_arguments, divisors, scaled
 from convrepro.ops.deployed import KxkPlus1x1, conv, geometry, shuffle_layers
+from convrepro.ops.igc import channel_shuffle, shuffle
 from convrepro.ops.init import init_bias_, init_weight_
 from convrepro.ops.kxk_plus_1x1 import fits, kxk_plus_1x1, packed
 
@@ -276,38 +277,24 @@ class HetConv2d(ConvOperator):
 
     def _in_block_order(self, x: Tensor) -> Tensor:
         """Input channels sorted by block."""
-        return x if self.arrangement == "contiguous" else _interleave(x, self.in_channels // self.blocks)
+        return x if self.arrangement == "contiguous" else channel_shuffle(x, self.in_channels // self.blocks)
 
     def _in_output_order(self, y: Tensor) -> Tensor:
         """Filters in block order, brought to the order of the output."""
-        return y if self.arrangement == "contiguous" else _interleave(y, self.parts)
+        return y if self.arrangement == "contiguous" else channel_shuffle(y, self.parts)
 
     def _by_part(self, values: Tensor) -> Tensor:
         """`values` (N,) of the filters, which follow the output channels, in block order."""
-        if self.arrangement == "contiguous":
-            return values
-        return values.unflatten(0, (-1, self.parts)).t().flatten()
+        return values if self.arrangement == "contiguous" else shuffle(values, self.out_channels // self.parts, 0)
 
 
 def _resolve_part(p: int | str, in_channels: int, out_channels: int) -> int:
     """P as a number; raises ValueError where the channels do not allow it."""
     part = out_channels if p == "out" else p
-    valid = [
-        d
-        for d in range(1, out_channels + 1)
-        if out_channels % d == 0 and (in_channels % d == 0 or d % in_channels == 0)
-    ]
+    valid = [d for d in divisors(out_channels) if in_channels % d == 0 or d % in_channels == 0]
     if not isinstance(part, int) or part not in valid:
         raise ValueError(
             f"p={p!r} must divide out_channels={out_channels} and divide, or be a multiple of, "
             f"in_channels={in_channels} ('out' stands for p=out_channels); valid: {', '.join(map(str, valid))}"
         )
     return part
-
-
-def _interleave(x: Tensor, count: int) -> Tensor:
-    """`count` runs of channels (..., C, H, W) shuffled into one another; keeps the memory format."""
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        nhwc = x.movedim(1, -1)
-        return nhwc.unflatten(-1, (count, -1)).transpose(-1, -2).flatten(-2).movedim(-1, 1)
-    return x.unflatten(-3, (count, -1)).transpose(-3, -4).flatten(-4, -3)

@@ -29,8 +29,18 @@ def shuffle(x: Tensor, groups: int, dim: int) -> Tensor:
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """`F.channel_shuffle`, which in channels_last takes twice as long as this for 2 or 3 groups (measured on CPU)."""
-    if groups < 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    """`F.channel_shuffle` of (B, C, H, W), or (C, H, W), in the memory format of `x`.
+
+    In channels_last it is done on a view (B, H, W, C) for 2 or 3 groups, which take torch twice as long (measured on
+    CPU), and on every device but a CPU, where torch loses the memory format (by its source, in which the kernel that
+    keeps it is for CPUs alone; not measured on a GPU).
+    """
+    if groups == 1:
+        return x
+    if x.ndim != 4:
+        return shuffle(x, groups, x.ndim - 3)
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if channels_last and (groups < 4 or x.device.type != "cpu"):
         return shuffle(x.movedim(1, 3), groups, 3).movedim(3, 1)
     return F.channel_shuffle(x, groups)
 
@@ -48,10 +58,7 @@ def pointwise(
     """A 1x1 group convolution between two channel shuffles, into `before` and `after` groups; `bias` comes last."""
     if bias is not None:
         bias = shuffle(bias, bias.shape[0] // after, 0)
-    if before > 1:
-        x = channel_shuffle(x, before)
-    x = F.conv2d(x, weight, bias, groups=groups)
-    return channel_shuffle(x, after) if after > 1 else x
+    return channel_shuffle(F.conv2d(channel_shuffle(x, before), weight, bias, groups=groups), after)
 
 
 def pointwise_folded(
@@ -129,8 +136,3 @@ class InterleavedConv(ConvOperator):
         """The KxK group convolution with the operator's stride, padding and dilation."""
         x, padding = self._padded(x)
         return F.conv2d(x, weight, None, self.stride, padding, self.dilation, groups)
-
-
-def divisors(number: int) -> list[int]:
-    """The divisors of `number`, ascending."""
-    return [d for d in range(1, number + 1) if number % d == 0]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import Pair, conv_arguments, scaled
+from convrepro.ops.base import Pair, check_divisor, conv_arguments, divisors, scaled
 from convrepro.ops.deployed import conv, geometry, pointwise_layers
-from convrepro.ops.igc import MIX, InterleavedConv, divisors, pointwise, shuffle
+from convrepro.ops.igc import MIX, InterleavedConv, pointwise, shuffle
 from convrepro.ops.init import init_bias_, init_weight_
 from convrepro.ops.kxk_plus_1x1 import packed
 
@@ -84,15 +84,12 @@ class IGCV1Conv2d(InterleavedConv):
             dtype,
             form,
         )
-        valid = divisors(math.gcd(in_channels, out_channels))
-        if primary_partitions not in valid:
-            raise ValueError(
-                f"primary_partitions={primary_partitions!r} must divide in_channels={in_channels} and "
-                f"out_channels={out_channels}; valid: {', '.join(map(str, valid))}"
-            )
+        both = f"in_channels={in_channels} and out_channels={out_channels}"
+        check_divisor("primary_partitions", primary_partitions, math.gcd(in_channels, out_channels), both)
         self._per_primary = out_channels // primary_partitions
         valid = divisors(self._per_primary)
-        if secondary_partitions is not None and secondary_partitions not in valid:
+        given = secondary_partitions is not None
+        if given and not (isinstance(secondary_partitions, int) and secondary_partitions in valid):
             raise ValueError(
                 f"secondary_partitions={secondary_partitions!r} must divide out_channels / primary_partitions = "
                 f"{self._per_primary}, to have channels of every primary partition in each; "
@@ -145,6 +142,7 @@ class IGCV1Conv2d(InterleavedConv):
             if operator.weight_secondary is None:
                 primary = blocks.mean(2)
             else:
+                blocks = blocks.to(torch.promote_types(blocks.dtype, torch.float32))
                 u, s, vh = torch.linalg.svd(blocks, full_matrices=False)
                 root, missing = s[..., :rank].sqrt(), max(rank - s.shape[-1], 0)
                 primary = F.pad(root[..., None] * vh[..., :rank, :], (0, 0, 0, missing))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from convrepro.ops.base import Pair, scaled
+from convrepro.ops.base import Pair, divisors, scaled
 from convrepro.ops.deployed import conv, geometry, pointwise_layers
 from convrepro.ops.igc import MIX, InterleavedConv, pointwise, shuffle
 
@@ -83,7 +83,7 @@ class IGCV2Conv2d(InterleavedConv):
             form,
         )
         self.layers = layers
-        self.branch_channels = None if branch_channels is None else tuple(branch_channels)
+        self.branch_channels = tuple(branch_channels) if isinstance(branch_channels, Sequence) else branch_channels
         self.complementary = complementary
         self.channel_multiplier = channel_multiplier
         if channel_multiplier and out_channels % in_channels:
@@ -123,11 +123,15 @@ class IGCV2Conv2d(InterleavedConv):
     def _checked(self) -> tuple[int, ...]:
         """The given branch channels; raises ValueError where they do not fit."""
         given, width = self.branch_channels, self._width
+        if not isinstance(given, tuple):
+            raise ValueError(
+                f"branch_channels={given!r} must list a number for each 1x1 convolution; valid: [{width}], ..., or None"
+            )
         said = f"branch_channels={list(given)}"
         if not given or self.layers not in (None, len(given) + 1):
             raise ValueError(f"{said} must give one number for each 1x1 convolution, layers - 1; layers={self.layers}")
-        divide = [k for k in range(2, width + 1) if width % k == 0]
-        if any(k not in divide for k in given):
+        divide = divisors(width)[1:]
+        if any(not isinstance(k, int) or k not in divide for k in given):
             raise ValueError(f"{said} must divide {width} channels; valid: {', '.join(map(str, divide))}")
         if not self._fits_last(given[-1]):
             raise ValueError(f"{said} must have a last factor with {self._rule_of_last()}")

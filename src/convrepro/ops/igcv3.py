@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import Pair, scaled
+from convrepro.ops.base import Pair, check_divisor, divisors, scaled
 from convrepro.ops.deployed import conv, geometry, pointwise_layers
-from convrepro.ops.igc import MIX, InterleavedConv, channel_shuffle, divisors, pointwise, shuffle
+from convrepro.ops.igc import MIX, InterleavedConv, channel_shuffle, pointwise, shuffle
 
 
 class IGCV3Conv2d(InterleavedConv):
@@ -74,13 +74,8 @@ class IGCV3Conv2d(InterleavedConv):
         )
         if not isinstance(expansion, int) or expansion < 1:
             raise ValueError(f"expansion={expansion!r} must be an integer; valid: 1, 2, 3, ...")
-        for word, value, side, channels in (
-            ("groups_in", groups_in, "in_channels", in_channels),
-            ("groups_out", groups_out, "out_channels", out_channels),
-        ):
-            if value not in divisors(channels):
-                choices = ", ".join(map(str, divisors(channels)))
-                raise ValueError(f"{word}={value!r} must divide {side}={channels}; valid: {choices}")
+        check_divisor("groups_in", groups_in, in_channels, f"in_channels={in_channels}")
+        check_divisor("groups_out", groups_out, out_channels, f"out_channels={out_channels}")
         self._width = expansion * in_channels
         if self._width % (groups_in * groups_out):
             choices = ", ".join(str(g) for g in divisors(out_channels) if self._width % (groups_in * g) == 0)
@@ -157,5 +152,5 @@ class IGCV3Conv2d(InterleavedConv):
         missing_h, missing_w = (-(size + 2 * p - d * (k - 1)) % s for size, s, d, k, p in words)
         x = F.pad(x, (0, missing_w, 0, missing_h))
         x = F.conv2d(x, self.weight_expand, groups=self.groups_in)[:, :, :height, :width]
-        x = self._spatial(F.channel_shuffle(x, self.groups_in), self.weight_depthwise, self._width)
+        x = self._spatial(channel_shuffle(x, self.groups_in), self.weight_depthwise, self._width)
         return pointwise(x, self.weight_project, self.groups_out, self.bias)

@@ -6,7 +6,8 @@ Spatial scheme: Jaderberg, Vedaldi, Zisserman: "Speeding up Convolutional Neural
 Zhang et al. 2016 (arXiv 1505.06798) use it, without their clustering and without data.
 """
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class LowRankConv2d(ConvOperator):
     Knobs:
         rank: R as an integer from 1 to the full rank, or as a share of the full rank, a float in (0, 1].
         energy: instead of `rank`, which is then None: the share of the sum of squared singular values, in (0, 1], that
-            `from_conv` keeps at least. It takes the least rank that does, layer by layer.
+            `from_conv` keeps at least. It takes the least rank that does, layer by layer; `for_state` finds it again.
         scheme: "channel" or "spatial".
 
     R is the attribute `inner_channels`. Raises ValueError for groups other than 1, an unfit rank or energy, both or
@@ -116,6 +117,28 @@ class LowRankConv2d(ConvOperator):
         if operator.bias is not None:
             operator.bias.copy_(conv.bias)
         return operator.train(conv.training)
+
+    @classmethod
+    def for_state(
+        cls,
+        state: Mapping[str, Tensor],
+        *,
+        rank: int | float | None = 0.25,
+        energy: float | None = None,
+        **words: Any,
+    ) -> Self:
+        """The operator, with fresh weights, into which `state` fits, the tensors of one that `from_conv` made with the
+        same knobs: with an energy it has their rank, where the constructor has none.
+
+        Raises ValueError as the constructor does, but not for an energy in (0, 1] alone.
+        """
+        if energy is None:
+            return cls(rank=rank, **words)
+        _check_energy(rank, energy)
+        first = state.get("weight_first")
+        operator = cls(rank=1 if first is None else len(first), **words)
+        operator.rank, operator.energy = rank, energy
+        return operator
 
     def reset_parameters(self, init: str = "torch") -> None:
         """Draw fresh weights (schemes: `ops.init`), each of the two as a convolution of its own.

@@ -1,7 +1,8 @@
 """Weights that are signed powers of two, in the three forms of DeepShift (arXiv 1905.13298).
 
 Each form keeps float latent parameters, from which every forward pass makes weights +-2^p (or 0) by rounding. The
-gradients are written as the value plus terms that are zero in the forward pass.
+gradients are those of `straight_through`: steps of autograd of our own, or, where a graph is compiled or traced, the
+value plus terms that are zero in the forward pass.
 """
 
 import math

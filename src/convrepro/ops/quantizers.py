@@ -36,12 +36,12 @@ def binary(weight: Tensor) -> Tensor:
 
 
 def ternary(weight: Tensor) -> Tensor:
-    """-a, 0 or +a, with the threshold and the scale of the whole `weight`."""
+    """-a, 0 or +a, with the threshold and the scale of the whole `weight`, summed in float32 (float64 for float64)."""
     with torch.no_grad():
-        magnitude = weight.abs()
-        kept = (magnitude > 0.7 * magnitude.mean()).to(weight.dtype)
+        magnitude = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
+        kept = (magnitude > 0.7 * magnitude.mean()).to(magnitude.dtype)
         scale = (magnitude * kept).sum() / kept.sum().clamp(min=1)
-        value = scale * kept * weight.sign()
+        value = (scale * kept).to(weight.dtype) * weight.sign()
     return straight_through(value, weight)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import ConvOperator, Pair, conv_arguments, scaled
+from convrepro.ops.base import ConvOperator, Pair, check_divisor, conv_arguments, scaled
 from convrepro.ops.deployed import conv, geometry
 from convrepro.ops.init import init_bias_, init_weight_
 
@@ -52,10 +52,7 @@ class GroupPointwise(ConvOperator):
         if groups != 1:
             raise ValueError(f"groups={groups}: {type(self).__name__} takes the place of a dense convolution; valid: 1")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        valid = [d for d in range(1, in_channels + 1) if in_channels % d == 0]
-        if num_groups not in valid:
-            choices = ", ".join(map(str, valid))
-            raise ValueError(f"num_groups={num_groups!r} must divide in_channels={in_channels}; valid: {choices}")
+        check_divisor("num_groups", num_groups, in_channels, f"in_channels={in_channels}")
         self.num_groups = num_groups
         factory = {"device": device, "dtype": dtype}
         shape = (in_channels, in_channels // num_groups, *self.kernel_size)
@@ -151,7 +148,8 @@ class DepthwisePointwise(GroupPointwise):
         """
         operator = cls(**conv_arguments(conv))
         with torch.no_grad():
-            u, s, vh = torch.linalg.svd(conv.weight.transpose(0, 1).flatten(2), full_matrices=False)
+            kernels = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32)).transpose(0, 1).flatten(2)
+            u, s, vh = torch.linalg.svd(kernels, full_matrices=False)
             root = s[:, :1].sqrt()
             operator.weight_1x1.copy_((u[..., 0] * root).T[..., None, None])
             operator.weight_kxk.copy_((vh[:, 0] * root).view_as(operator.weight_kxk))

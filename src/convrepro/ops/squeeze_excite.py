@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convrepro.ops.base import check_divisor
+
 
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate in (0, 1) that depends on all channels' means: (B, C, H, W) -> (B, C, H, W).
@@ -15,10 +17,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        valid = [d for d in range(1, channels + 1) if channels % d == 0]
-        if reduction not in valid:
-            choices = ", ".join(map(str, valid))
-            raise ValueError(f"reduction={reduction!r} must divide channels={channels}; valid: {choices}")
+        check_divisor("reduction", reduction, channels, f"channels={channels}")
         self.channels = channels
         self.reduction = reduction
         self.squeeze = nn.Linear(channels, channels // reduction)
