@@ -20,6 +20,7 @@ def test_list_and_show():
     shown = convrepro("show", "hetconv/table1")
     assert "313.74" in shown.stdout
     assert "93.93" in shown.stdout
+    assert "costs are counted by `convrepro count hetconv/table1`" in shown.stdout
 
 
 def test_list_names_the_zoo_and_the_operators():
@@ -53,6 +54,8 @@ def test_count_of_any_model_and_operator():
         (["train", "weights=nowhere.ckpt"], ["nowhere.ckpt"]),
         (["show", "hetconv/table9"], ["hetconv/table9", "hetconv/table6"]),
         (["run", "hetconv/table1", "--rows", "p5"], ["p5", "p4"]),
+        (["run", "hetconv/table1", "budget=smoke"], ["budget=smoke has no effect", "--budget"]),
+        (["submit", "hetconv/table1", "seed=5"], ["seed=5 has no effect", "--seeds"]),
         (["run", "hetconv/table1", "--budget", "smoke", "--seeds", "a"], ["seeds", "a"]),
     ],
 )

@@ -56,6 +56,14 @@ def test_each_kind_of_override_does_what_it_does_in_hydra(override):
         ("budget=full", ["budget=full", "paper, proxy, smoke"]),
         ("epochs", ["'epochs'", "key=value"]),
         ("conv.p=[1,", ["not an override"]),
+        ("seed=abc", ["seed=abc", "whole number of at least 0"]),
+        ("recipe.epochs=0", ["recipe.epochs=0", "whole number of at least 1"]),
+        ("recipe.batch_size=big", ["recipe.batch_size=big", "whole number"]),
+        ("trainer.accumulate=0", ["trainer.accumulate=0", "at least 1"]),
+        ("budget.epochs=0", ["budget.epochs=0", "at least 1"]),
+        ("data.image_size=32.0", ["data.image_size=32.0", "whole number"]),
+        ("runs=2024", ["runs=2024", "put it in quotes"]),
+        ("table=hetconv/table1", ["table=hetconv/table1", "row=None", "go together"]),
     ],
 )
 def test_a_mistake_is_one_sentence_with_the_valid_choices(override, words):

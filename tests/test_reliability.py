@@ -169,3 +169,17 @@ def test_a_process_that_gets_a_signal_while_it_starts_ends_before_the_first_step
     assert "nothing to save yet" in errors
     assert not list(tmp_path.rglob("*.ckpt"))
     assert science(train(STATEFUL, tmp_path)) == unbroken
+
+
+def test_ctrl_c_ends_a_run_as_interrupted_and_the_same_command_goes_on(tmp_path, unbroken):
+    stepping = tmp_path / "stepping"
+    slow = before_hook("training_step", f"pathlib.Path({str(stepping)!r}).touch(); time.sleep(0.02)")
+    listens = "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
+    process = start(STATEFUL, tmp_path, first=slow + listens)
+    wait(lambda: stepping.exists() and list(tmp_path.rglob("last.ckpt")), process)
+    process.send_signal(signal.SIGINT)
+    code, output, errors = ended(process)
+    assert code == 130, (output, errors)
+    assert "the same command continues from the last checkpoint" in errors
+    assert "Traceback" not in errors
+    assert science(train(STATEFUL, tmp_path)) == unbroken

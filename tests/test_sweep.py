@@ -22,14 +22,25 @@ def finished(runs: Path) -> list[int]:
 
 
 def test_a_member_that_fails_is_told_and_the_others_run(tmp_path):
-    with start(tmp_path, "recipe.epochs=1", "conv.p=2,3,5") as process:
+    with start(tmp_path, "recipe.epochs=1", "budget.max_batch_size=8", "conv.p=2,3,5") as process:
         out, err = process.communicate(timeout=600)
     assert process.returncode == 1, out + err
     assert finished(tmp_path) == [2, 5]
+    configurations = [json.loads(path.read_text())["config"] for path in tmp_path.rglob("result.json")]
+    assert [c["recipe"]["batch_size"] for c in configurations] == [8, 8], "the budget shrinks it, as without -m"
     (failed,) = [line for line in err.splitlines() if line.startswith("failed: ")]
     assert "conv.p=3" in failed
     assert "layer 'features.3': p=3 must divide" in failed
     assert out.count("done: ") == 2
+
+
+def test_a_secret_is_refused_before_anything_is_written(tmp_path):
+    with start(tmp_path, "weights='https://reader:hunter2@models.org/net-0123abcd.pth'", "conv.p=2,5") as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "carries a password or key" in err
+    assert "hunter2" not in out + err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_request_to_stop_stops_the_whole_sweep(tmp_path):

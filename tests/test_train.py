@@ -11,8 +11,14 @@ from importlib.metadata import version
 import pytest
 import torch
 
+import lab_table
+from convrepro import environment
+from convrepro.config import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.identity import Identity, digest, scientific
+from convrepro.module import Classifier
+from convrepro.runner import run_jobs
+from convrepro.train import loader_batch
 from small_runs import MNIST_FC, science, train
 
 
@@ -64,6 +70,53 @@ def test_a_killed_run_resumes_to_the_result_of_an_unbroken_one(tmp_path, within_
 
     resumed = train(words, tmp_path / "killed")
     assert science(resumed) == science(unbroken)
+
+
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
+    """As when a file of `conf` was changed after it: the overrides are the same."""
+    train([*MNIST_FC, "recipe.epochs=1"], tmp_path)
+    (record,) = tmp_path.rglob("result.json")
+    result = json.loads(record.read_text())
+    result["config"]["recipe"]["optimizer"]["lr"] = 0.5
+    record.write_text(json.dumps(result))
+    with pytest.raises(ConvReproError, match=r"same overrides, but recipe\.optimizer\.lr was 0\.5 and is"):
+        train([*MNIST_FC, "recipe.epochs=1"], tmp_path)
+
+
+def test_the_commit_on_record_is_that_of_the_code_that_ran(tmp_path, monkeypatch):
+    """Somebody commits while it trains."""
+    started = environment.commit()
+
+    def begin(self) -> None:
+        monkeypatch.setattr(environment, "commit", lambda: ("f" * 40, True))
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_start", begin)
+    record = train([*MNIST_FC, "recipe.epochs=1"], tmp_path)["environment"]
+    assert (record["commit"], record["dirty"]) == started
+
+
+@pytest.mark.parametrize(("devices", "images"), [("3", 32), ("[0,1]", 48)])
+def test_the_batch_is_divided_among_the_devices(devices, images):
+    cfg = compose_config(["recipe.batch_size=96", f"trainer.devices={devices}"])
+    assert loader_batch(cfg) == images
+
+
+@pytest.mark.parametrize("devices", ["auto", "-1", "0", "'2'"])
+def test_an_open_number_of_devices_is_refused(devices):
+    with pytest.raises(ConvReproError, match="must be a number of at least 1 or a list"):
+        loader_batch(compose_config([f"trainer.devices={devices}"]))
+
+
+def test_a_table_is_not_run_in_several_processes_at_once(tmp_path):
+    jobs = lab_table.jobs(lab_table.load(tmp_path), tmp_path / "runs", extra=("trainer=ddp", "logger=none"))
+    with pytest.raises(ConvReproError, match="asks for 2 processes, but `run` trains a table in one"):
+        run_jobs(jobs, print)
+
+
+@pytest.mark.parametrize("folder", ["jürgen", "it's", "two words, and {more}"])
+def test_a_folder_of_any_name_can_hold_runs(tmp_path, folder):
+    (job, *_) = lab_table.jobs(lab_table.load(tmp_path), tmp_path / folder)
+    assert compose_config(job.overrides).runs == str(tmp_path / folder)
 
 
 def test_the_record_names_everything_that_a_reader_needs(tmp_path):

@@ -40,7 +40,7 @@ def resumable(folder: Path, settings: Mapping[str, Any], echo: Callable[[str], N
         except (ConvReproError, KeyError, OSError) as error:
             torn[path] = error
             continue
-        if saved != settings:
+        if any(saved.get(key, value) != value for key, value in settings.items()):
             raise ConvReproError(
                 f"{path} is of a run with other settings ({saved} instead of {settings}); move it away"
             )

@@ -21,6 +21,12 @@ from convrepro.paths import CONF
 
 GROUPS = ("conv", "data", "recipe", "budget", "trainer", "logger")
 
+NUMBERS = ("seed", "recipe.epochs", "recipe.batch_size", "data.image_size", "trainer.num_nodes", "trainer.accumulate")
+"""Keys whose values are whole numbers."""
+_LIMITS = ("epochs", "max_batch_size", "train_examples", "test_examples", "max_image_size")
+LIMITS = tuple(f"budget.{key}" for key in _LIMITS)
+"""Whole numbers that may be null."""
+
 
 def choices(group: str) -> list[str]:
     """The names that a config group offers."""
@@ -39,10 +45,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Also raises for an override that would put a secret on record, and for one that asks for a Python object by
     `_target_`: a table or a manifest is data, and composing or running it executes nothing that it names.
     """
-    refuse_secrets(overrides)
-    for key in (override.split("=")[0] for override in overrides):
-        if "logger." in key and is_secret(key):
-            raise ConvReproError(f"{key} would be written to the record of the run; set WANDB_API_KEY or `wandb login`")
+    check_overrides(overrides)
     try:
         cfg = _composed(overrides)
         settle(cfg)
@@ -50,6 +53,14 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         with _hydra():
             raise ConvReproError(_explain(overrides, error)) from error
     return cfg
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ConvReproError for an override that would put a secret on record."""
+    refuse_secrets(overrides)
+    for key in (override.split("=")[0] for override in overrides):
+        if "logger." in key and is_secret(key):
+            raise ConvReproError(f"{key} would be written to the record of the run; set WANDB_API_KEY or `wandb login`")
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
@@ -97,15 +108,30 @@ def settle(cfg: DictConfig) -> None:
     """Resolve a composed configuration, in place: interpolations, and the batch that its budget allows.
 
     A batch above `budget.max_batch_size` shrinks to it, and the learning rate in proportion (Goyal et al.,
-    arXiv 1706.02677, section 2.1). Raises ConvReproError for a `_target_`.
+    arXiv 1706.02677, section 2.1). Raises ConvReproError for a `_target_`, and for a value that no run can have.
     """
     OmegaConf.resolve(cfg)
     if where := _target(cfg):
         raise ConvReproError(f"{where} asks for a Python object; a configuration holds numbers, texts and names only")
+    _check_values(cfg)
     largest, recipe = cfg.budget.max_batch_size, cfg.recipe
     if largest and recipe.batch_size > largest:
         recipe.optimizer.lr *= largest / recipe.batch_size
         recipe.batch_size = largest
+
+
+def _check_values(cfg: DictConfig) -> None:
+    for key in (*NUMBERS, *LIMITS):
+        value, least = OmegaConf.select(cfg, key), 0 if key == "seed" else 1
+        if key in LIMITS and value is None:
+            continue
+        if type(value) is not int or value < least:
+            raise ConvReproError(f"{key}={value} must be a whole number of at least {least}")
+    for key in ("runs", "model"):
+        if not isinstance(cfg[key], str):
+            raise ConvReproError(f"{key}={cfg[key]} is read as a number; put it in quotes: {key}=\"'{cfg[key]}'\"")
+    if (cfg.table is None) != (cfg.row is None):
+        raise ConvReproError(f"table={cfg.table} and row={cfg.row} go together: give both, or neither")
 
 
 def _target(node: object, where: str = "") -> str | None:

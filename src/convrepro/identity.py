@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 #: Overrides that choose how a run is executed or filed, not what it computes.
 EXECUTION = {"trainer", "logger", "data_root", "data.root", "data.download", "runs", "table", "row", "seed", "budget"}
@@ -48,3 +49,25 @@ def scientific(overrides: Sequence[str]) -> list[str]:
 def digest(overrides: Sequence[str]) -> str:
     """Six hexadecimal digits for a set of overrides."""
     return hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:6]
+
+
+#: Parts of a run's configuration that decide what is computed, and keys in them that say only where files are.
+PROTOCOL = ("model", "model_args", "conv", "se_reduction", "recipe", "budget", "data")
+PLACES = {"data.root", "data.download"}
+
+
+def changed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Where two resolved configurations differ in the protocol: "recipe.epochs was 10 and is 20"; None if nowhere.
+
+    A file in `conf` can change between two runs of the same overrides. Keys that only one side has are left out: a knob
+    that came later has the old behaviour as its default.
+    """
+    return next(_differences({k: recorded.get(k) for k in PROTOCOL}, {k: now.get(k) for k in PROTOCOL}), None)
+
+
+def _differences(recorded: Any, now: Any, where: str = "") -> Iterator[str]:
+    if isinstance(recorded, Mapping) and isinstance(now, Mapping):
+        for key in sorted(recorded.keys() & now.keys()):
+            yield from _differences(recorded[key], now[key], f"{where}.{key}" if where else key)
+    elif recorded != now and where not in PLACES:
+        yield f"{where} was {recorded} and is {now}"

@@ -11,6 +11,14 @@ from convrepro.identity import Identity, digest, scientific
 from convrepro.result import LAST
 from convrepro.tables import Row, Table
 
+#: What a plan sets itself, and how to choose it.
+OWN = {
+    "budget": "choose by --budget",
+    "seed": "choose by --seeds",
+    "row": "choose by --rows",
+    "table": "the table is the command's first word",
+}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -36,8 +44,11 @@ def plan(
     """The jobs of `rows` (all where empty) and `seeds`, rows that others start from first.
 
     Overrides in `extra` that change what is computed give the rows folders of their own. Raises ConvReproError for
-    a row that the table lacks or only quotes.
+    a row that the table lacks or only quotes, and for an override of what the plan itself sets.
     """
+    for override in extra:
+        if (key := override.lstrip("+~").split("=")[0]) in OWN:
+            raise ConvReproError(f"{override} has no effect on a table's runs; {OWN[key]}")
     variant = f"+{digest(scientific(extra))}" if scientific(extra) else ""
     chosen = _in_order(table, rows)
     jobs = []
@@ -79,4 +90,7 @@ def _in_order(table: Table, rows: Sequence[str]) -> list[Row]:
 
 def _quoted(value: object) -> str:
     """`value` as Hydra's grammar takes it."""
-    return str(value) if re.fullmatch(r"[\w./+-]+", str(value)) else f"'{value}'"
+    text = str(value)
+    if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
+        return text
+    return "'" + text.replace("'", r"\'") + "'"

@@ -147,7 +147,8 @@ def record_error(folder: Path, error: BaseException) -> None:
     """Write to `error.txt` why the run failed: a sentence, or a traceback and, as the last line, what it comes to.
 
     `hold` does this for what is raised inside it. For errors from before (a configuration that does not compose) the
-    caller may; never for Busy, for the folder is another's then. Where even this cannot be written it is left out.
+    caller may; never for Busy, for the folder is another's then. The first word stands: of several processes it is the
+    cause, and what the others meet its consequence. Where even this cannot be written it is left out.
     """
     summary = " ".join(str(error).split())
     if not isinstance(error, ConvReproError):
@@ -155,7 +156,8 @@ def record_error(folder: Path, error: BaseException) -> None:
         summary = f"{trace}\n{type(error).__name__}: {summary}"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR).write_text(f"{summary}\n")
+        with (folder / ERROR).open("x") as file:
+            file.write(f"{summary}\n")
 
 
 def write_progress(folder: Path, **values: Any) -> None:

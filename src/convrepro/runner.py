@@ -29,8 +29,17 @@ def validate(jobs: Sequence[Job]) -> None:
 def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results, dict[str, str]]:
     """Run each job; returns results by row and seed, and failures by name.
 
-    A failed row does not stop the rest; an interruption does, and is raised.
+    A failed row does not stop the rest; an interruption does, and is raised. Raises ConvReproError where a run is of
+    several processes: those that Lightning starts for it would go on with the next rows on their own.
     """
+    for job in jobs:
+        cfg = compose_config(job.overrides)
+        processes = train.devices_of(cfg) * cfg.trainer.num_nodes
+        if processes > 1:
+            raise ConvReproError(
+                f"the trainer asks for {processes} processes, but `run` trains a table in one; `submit` it, or train "
+                "its rows one by one (`run --dry-run` prints their lines)"
+            )
     results: Results = {}
     failures: dict[str, str] = {}
     for number, job in enumerate(jobs, 1):

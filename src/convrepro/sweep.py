@@ -16,10 +16,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from convrepro import interruption
+from convrepro.config import check_overrides, settle
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.paths import CONF
 
@@ -32,9 +33,10 @@ SLURM_DEFAULTS = {"timeout_min": 1440, "max_num_timeout": 100, "stderr_to_stdout
 def sweep(overrides: Sequence[str]) -> int:
     """Run every combination of the comma-separated values in `overrides`; returns 1 where one failed, else 0.
 
-    A member that fails does not stop the others. Raises ConvReproError for overrides that do not compose, before
-    anything runs, and for what the chosen launcher lacks here.
+    A member that fails does not stop the others. Raises ConvReproError for overrides that do not compose or would put a
+    secret on record, before anything runs, and for what the chosen launcher lacks here.
     """
+    check_overrides(overrides)
     defaults = []
     if f"hydra/launcher={SLURM}" in overrides:
         _check_slurm()
@@ -86,8 +88,8 @@ def _member(cfg: DictConfig) -> dict[str, Any]:
         atexit.register(_end, failed)  # before what training registers, so as to be the last
     from convrepro.train import run
 
-    OmegaConf.resolve(cfg)
     try:
+        settle(cfg)
         result = run(cfg, list(HydraConfig.get().overrides.task))
         return {"top1": result["metrics"]["last"]["top1"]}
     except Interrupted as error:

@@ -20,7 +20,7 @@ from convrepro.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.data import ImageData
 from convrepro.environment import describe
 from convrepro.errors import ConvReproError, Interrupted
-from convrepro.identity import Identity, digest, scientific
+from convrepro.identity import Identity, changed, digest, scientific
 from convrepro.module import Classifier
 from convrepro.progress import EpochLog, Progress, bar
 from convrepro.result import FILE, LAST, SCHEMA, TornResult, finite, read_result, write_json
@@ -40,8 +40,8 @@ def identity_of(cfg: DictConfig, overrides: Sequence[str]) -> Identity:
     """The run that `cfg` describes; an ad-hoc one is named by its network, operator and overrides."""
     if cfg.table:
         return Identity(cfg.table, cfg.row, cfg.seed, cfg.budget.name)
-    changed = [o for o in overrides if o.startswith("budget.")] + scientific(overrides)
-    return Identity("adhoc", f"{cfg.model}-{cfg.conv.name}-{digest(changed)}", cfg.seed, cfg.budget.name)
+    own = [o for o in overrides if o.startswith("budget.")] + scientific(overrides)
+    return Identity("adhoc", f"{cfg.model}-{cfg.conv.name}-{digest(own)}", cfg.seed, cfg.budget.name)
 
 
 def image_data(cfg: DictConfig) -> ImageData:
@@ -105,7 +105,7 @@ def count_network(network: torch.nn.Module, cfg: DictConfig, side: int) -> compl
 
 def loader_batch(cfg: DictConfig) -> int:
     """Images in one batch on one device, from the recipe's global batch; raises where that does not divide."""
-    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    devices = devices_of(cfg)
     parts = devices * cfg.trainer.num_nodes * cfg.trainer.accumulate
     if cfg.recipe.batch_size % parts:
         raise ConvReproError(
@@ -113,6 +113,18 @@ def loader_batch(cfg: DictConfig) -> int:
             f"num_nodes={cfg.trainer.num_nodes} x accumulate={cfg.trainer.accumulate} = {parts} must divide it"
         )
     return cfg.recipe.batch_size // parts
+
+
+def devices_of(cfg: DictConfig) -> int:
+    """The number of devices on each node; raises ConvReproError where `trainer.devices` leaves it open."""
+    devices = cfg.trainer.devices
+    number = len(devices) if OmegaConf.is_list(devices) else devices
+    if type(number) is not int or number < 1:
+        raise ConvReproError(
+            f"trainer.devices={devices} must be a number of at least 1 or a list of devices, for the recipe's batch to "
+            "be divided among them"
+        )
+    return number
 
 
 def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] = print) -> dict[str, Any]:
@@ -162,6 +174,7 @@ def _train(
     echo(f"{counted.headline()}; folder {folder}")
     progress = Progress(folder, cfg.budget.epochs or cfg.recipe.epochs, echo)
     module, trainer, logger = assemble(cfg, identity, folder, network, static, overrides, progress)
+    environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
     with _closing(logger):
         _execute(cfg, trainer, module, data, folder, echo)
         result = {
@@ -177,7 +190,7 @@ def _train(
             "static": static,
             "counts": {rule: str(counted.total(rule)) for rule in rules_of(cfg.table, cfg.row)},
             "history": module.history,
-            "environment": describe(str(trainer.strategy.root_device), cfg.trainer.precision),
+            "environment": environment,
             "time": {
                 "started": started,
                 "seconds": round(time.monotonic() - clock, 1),
@@ -209,7 +222,12 @@ def assemble(
         network.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:
         network.compile()
-    settings = {"model": cfg.model, "conv": _plain(cfg.conv), "overrides": _recorded(cfg, overrides)}
+    settings = {
+        "model": cfg.model,
+        "model_args": _plain(cfg.model_args),
+        "conv": _plain(cfg.conv),
+        "overrides": _recorded(cfg, overrides),
+    }
     module = Classifier(
         network, _plain(cfg.recipe), num_classes=cfg.data.num_classes, epochs=epochs, seed=cfg.seed, settings=settings
     )
@@ -257,13 +275,11 @@ def _execute(
     checkpoint = resumable(folder, module.settings, echo) if cfg.train else None
     if checkpoint:
         echo(f"resumes from {checkpoint}")
-    with _quiet():
+    with _quiet(), _interruptible():
         if cfg.train:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         else:
             trainer.validate(module, data, verbose=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
 
 def _metrics(module: Classifier) -> dict[str, dict[str, float]]:
@@ -301,6 +317,8 @@ def _finished(
             f"{folder} holds a finished run of other overrides ({' '.join(finished['overrides'])} instead of "
             f"{' '.join(wanted)}); move it away or choose another runs="
         )
+    if other := changed(finished["config"], _plain(cfg)):
+        raise ConvReproError(f"{folder} holds a finished run of the same overrides, but {other}; move it away")
     echo(f"{folder}: finished, top-1 {finished['metrics']['last']['top1']:.2f} %; skipped")
     return finished
 
@@ -311,6 +329,17 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
     except ConvReproError as error:
         whole = f"{folder / LAST} is whole, and the same command goes on from it without training again"
         raise ConvReproError(f"{error}; {whole}" if (folder / LAST).exists() else str(error)) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C, which Lightning answers by exiting with 1, stays what it is."""
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 @contextmanager
