@@ -1,10 +1,12 @@
 """The bench: turns that are fair, MAC ratios that are the count's, and a record that says how it was obtained."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from convrepro.bench import Setting, bench_network, bench_table, in_turns
+from convrepro import speed
+from convrepro.bench import Pair, Setting, compare_all, in_turns, pair_of_network, pairs_of_table
 from convrepro.cli import main
 from convrepro.errors import ConvReproError
 from convrepro.statics import row_count
@@ -30,9 +32,9 @@ def test_the_slower_of_two_is_told_from_the_faster():
 
 def test_a_row_is_timed_against_the_same_network_with_standard_convolutions():
     table, seen = load_table("hetconv/table1"), []
-    (timing,) = bench_table(table, ["p16"], QUICK, seen.append)
-    assert seen == [timing]
-    assert timing.baseline == "standard"
+    (timing,), failures = compare_all(pairs_of_table(table, ["p16"], 2), QUICK, seen.append)
+    assert (seen, failures) == ([timing], {})
+    assert timing.pair.baseline == "standard"
     assert set(timing.ratios) == {"train", "inference"}
     p1, p16 = (row_count(table, table.row(row)).total("conv_fc") for row in ("p1", "p16"))
     assert timing.macs_ratio == p16 / p1
@@ -40,8 +42,9 @@ def test_a_row_is_timed_against_the_same_network_with_standard_convolutions():
 
 
 def test_a_row_without_an_operator_is_timed_against_the_first_row():
-    timings = bench_table(load_table("mobilenet_v1/table6"), [], Setting(1, 1, True, 1, ("inference",)), lambda t: None)
-    assert [(t.name, t.baseline) for t in timings] == [(row, "mobilenet") for row in ("w075", "w050", "w025")]
+    pairs = pairs_of_table(load_table("mobilenet_v1/table6"), [], 1)
+    assert [(pair.name, pair.baseline) for pair in pairs] == [(row, "mobilenet") for row in ("w075", "w050", "w025")]
+    timings, _ = compare_all(pairs, Setting(1, 1, True, 1, ("inference",)), lambda timing: None)
     assert timings[0].macs_ratio > timings[1].macs_ratio > timings[2].macs_ratio
 
 
@@ -79,4 +82,19 @@ def test_bad_words_are_refused_with_one_sentence(words, message, capsys):
 
 def test_a_network_without_an_operator_is_refused():
     with pytest.raises(ConvReproError, match="replaces nothing"):
-        bench_network(["model=resnet18"], QUICK)
+        pair_of_network(["model=resnet18"], 2)
+
+
+def test_what_cannot_be_timed_is_told_and_loses_nothing(tmp_path, monkeypatch, capsys):
+    """The second pair asks for a model that does not exist; the first one's figures are written before."""
+    plain = ("model=resnet10t", "data=cifar10")
+    good = Pair("good", (*plain, "conv=gwc_pwc"), "plain", plain, 2, "some")
+    pairs = [good, replace(good, name="bad", overrides=("model=resnet10t_",)), replace(good, name="last")]
+    monkeypatch.setattr(speed, "suite", lambda: pairs)
+    record = tmp_path / "b.json"
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "all", "--modes", "inference", "--threads", "1", "--rounds", "1", "--json", str(record)])
+    assert stop.value.code == 1
+    timings = json.loads(record.read_text())["timings"]
+    assert [(timing["group"], timing["name"]) for timing in timings] == [("some", "good"), ("some", "last")]
+    assert "failed: bad: model 'resnet10t_' is neither in timm nor in the zoo" in capsys.readouterr().err

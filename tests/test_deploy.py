@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convrepro.cli import main
 from convrepro.config import compose_config
-from convrepro.deploy import export, fuse
+from convrepro.deploy import TOLERANCE, export, fuse
 from convrepro.errors import ConvReproError
 from convrepro.ops import (
     ConvOperator,
@@ -304,6 +304,23 @@ def test_the_verb_writes_what_a_checkpoint_gives(tmp_path, capsys):
     assert "3 operators deployed, 4 norms folded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("conv", "knob"), [("shift", "variant=v1"), ("low_precision", "precision=xnor")])
+def test_a_network_that_rounds_inputs_is_compared_as_far_as_it_is_determined(tmp_path, conv, knob):
+    """A sum on the edge between two numbers falls to either side, and the layers behind multiply that."""
+    torch.manual_seed(0)
+    cfg = compose_config(["model=vgg16_cifar", "data=cifar10", f"conv={conv}", f"conv.{knob}"])
+    done = export(build_network(cfg)[0], torch.zeros(1, 3, 32, 32), tmp_path / "net.onnx")
+    assert done.difference > TOLERANCE
+
+
+class Wrong(nn.Module):
+    """Another function once it is traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) * (1.01 if torch.compiler.is_exporting() else 1)
+
+
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) + torch.rand_like(x).flatten(1)
@@ -312,7 +329,8 @@ class Noisy(nn.Module):
 @pytest.mark.parametrize(
     ("network", "target", "message"),
     [
-        (Noisy(), "kept.pt2", r"kept\.pt2 is not written: its output differs .* above 1e-03"),
+        (Wrong(), "kept.pt2", r"kept\.pt2 is not written: its output differs .* above 1\.0e-03"),
+        (Noisy(), "kept.pt2", r"kept\.pt2: ValueError: two evaluations of it differ"),
         (Uses("untraceable"), "kept.pt2", r"the network cannot be exported to .*kept\.pt2: "),
         (nn.Identity(), "net.pth", r"net\.pth must end in \.onnx or \.pt2"),
         (nn.Identity(), "nowhere/net.pt2", "nowhere is no folder"),

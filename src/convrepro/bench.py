@@ -32,7 +32,7 @@ MODES = ("train", "inference", "exported")
 
 @dataclass(frozen=True)
 class Setting:
-    """How to time: images in a batch, threads (0: torch's own choice), memory format, rounds, and what.
+    """How to time: images in a batch (a suite has its own), threads (0: torch's choice), memory format, rounds, what.
 
     modes: "train" is one step of training; "inference" one batch in the fused form; "exported" the same in onnxruntime.
     """
@@ -63,15 +63,28 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """A network against its baseline.
+class Pair:
+    """A network and the one that it is timed against, by their overrides, with batches of `batch_size` images.
 
-    macs_ratio: its MACs over the baseline's. ratios: by mode. other_load: cores that other processes kept busy.
+    group: what it is listed under; "" for a row or network of the user's choice.
     """
 
     name: str
+    overrides: tuple[str, ...]
     baseline: str
+    baseline_overrides: tuple[str, ...]
     batch_size: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A network against its baseline.
+
+    macs_ratio: the candidate's MACs over the baseline's. ratios: by mode. other_load: cores that others kept busy.
+    """
+
+    pair: Pair
     macs_ratio: float
     ratios: dict[str, Ratio]
     other_load: float | None
@@ -82,10 +95,17 @@ class Timing:
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready, with the realised share by mode."""
-        return {**asdict(self), "realised": {mode: self.realised(mode) for mode in self.ratios}}
+        own = {"name": self.pair.name, "baseline": self.pair.baseline, "batch_size": self.pair.batch_size}
+        measured = {
+            "macs_ratio": self.macs_ratio,
+            "ratios": {mode: asdict(ratio) for mode, ratio in self.ratios.items()},
+            "other_load": self.other_load,
+            "realised": {mode: self.realised(mode) for mode in self.ratios},
+        }
+        return ({"group": self.pair.group} if self.pair.group else {}) | own | measured
 
 
-def bench_table(table: Table, rows: Sequence[str], setting: Setting, watch: Callable[[Timing], None]) -> list[Timing]:
+def pairs_of_table(table: Table, rows: Sequence[str], batch_size: int) -> list[Pair]:
     """Each row against its baseline: the same network with standard convolutions; where the row replaces none, the
     table's first row. Raises ConvReproError for a row that the table lacks or that is not a network of its own.
     """
@@ -93,21 +113,18 @@ def bench_table(table: Table, rows: Sequence[str], setting: Setting, watch: Call
     if unknown := [row for row in rows if row not in able]:
         raise ConvReproError(f"{table.name} has no row {unknown[0]!r} to time; valid: {', '.join(able) or 'none'}")
     first = next(iter(able.values()), None)
-    timings = []
+    pairs = []
     for row in able.values():
-        if (rows and row.id not in rows) or first is None:
+        own = tuple(table.overrides(row))
+        dense = _dense(own)
+        if (rows and row.id not in rows) or (dense is None and row is first):
             continue
-        cfg = compose_config(table.overrides(row))
-        dense = _dense(table.overrides(row))
-        if dense is None and row is first:
-            continue
-        name, base = ("standard", dense) if dense else (first.id, compose_config(table.overrides(first)))
-        timings.append(compare(row.id, cfg, name, base, setting))
-        watch(timings[-1])
-    return timings
+        baseline = ("standard", dense) if dense else (first.id, tuple(table.overrides(first)))
+        pairs.append(Pair(row.id, own, *baseline, batch_size))
+    return pairs
 
 
-def bench_network(overrides: Sequence[str], setting: Setting) -> Timing:
+def pair_of_network(overrides: Sequence[str], batch_size: int) -> Pair:
     """The network that `overrides` describe against the same with standard convolutions.
 
     Raises ConvReproError where it replaces no convolution.
@@ -118,23 +135,41 @@ def bench_network(overrides: Sequence[str], setting: Setting) -> Timing:
             "conv=standard replaces nothing; name an operator to time against it, such as conv=hetconv"
         )
     cfg = compose_config(overrides)
-    return compare(f"{cfg.model} {cfg.conv.name}", cfg, "standard", dense, setting)
+    return Pair(f"{cfg.model} {cfg.conv.name}", tuple(overrides), "standard", dense, batch_size)
 
 
-def _dense(overrides: Sequence[str]) -> DictConfig | None:
-    """The configuration with standard convolutions, or None where it has them already."""
+def _dense(overrides: Sequence[str]) -> tuple[str, ...] | None:
+    """The overrides with standard convolutions, or None where they have them already."""
     if compose_config(overrides).conv.name == "standard":
         return None
-    return compose_config([o for o in overrides if not o.lstrip("+").startswith(("conv=", "conv.", "se_reduction="))])
+    return tuple(o for o in overrides if not o.lstrip("+").startswith(("conv=", "conv.", "se_reduction=")))
 
 
-def compare(name: str, cfg: DictConfig, base_name: str, base: DictConfig, setting: Setting) -> Timing:
-    """Time the networks of `cfg` and `base` in turns, on random images of their data's shape.
+def compare_all(
+    pairs: Sequence[Pair], setting: Setting, watch: Callable[[Timing], None]
+) -> tuple[list[Timing], dict[str, str]]:
+    """Time the pairs one after the other; returns their timings, and why others could not be timed, by name.
 
-    Raises ConvReproError where packages are missing that "exported" needs, or a network cannot be exported.
+    Raises ConvReproError where packages are missing that "exported" needs.
     """
     if "exported" in setting.modes:
         check_target(Path("network.onnx"))
+    timings, failures = [], {}
+    for pair in pairs:
+        try:
+            timings.append(compare(pair, setting))
+            watch(timings[-1])
+        except ConvReproError as error:
+            failures[pair.name] = str(error)
+    return timings, failures
+
+
+def compare(pair: Pair, setting: Setting) -> Timing:
+    """Time the two networks in turns, on random images of their data's shape.
+
+    Raises ConvReproError where one cannot be built, counted or exported.
+    """
+    cfg, base = compose_config(pair.overrides), compose_config(pair.baseline_overrides)
     for configuration in (cfg, base):
         configuration.weights = None
     with _threads(setting.threads):
@@ -146,21 +181,24 @@ def compare(name: str, cfg: DictConfig, base_name: str, base: DictConfig, settin
         before = busy()
         ratios = {}
         for mode in setting.modes:
-            steps = [_step(network, c, mode, setting) for network, c in zip(networks, (cfg, base), strict=True)]
+            steps = [
+                _step(network, c, mode, pair.batch_size, setting.channels_last)
+                for network, c in zip(networks, (cfg, base), strict=True)
+            ]
             ratios[mode] = in_turns(*steps, setting.rounds)
-        return Timing(name, base_name, setting.batch_size, counts[0] / counts[1], ratios, other_load(before))
+        return Timing(pair, counts[0] / counts[1], ratios, other_load(before))
 
 
-def _step(network: nn.Module, cfg: DictConfig, mode: str, setting: Setting) -> Callable[[], None]:
+def _step(network: nn.Module, cfg: DictConfig, mode: str, batch_size: int, channels_last: bool) -> Callable[[], None]:
     """One training step (forward, backward, SGD with momentum) or one evaluation of a batch (see `Setting`)."""
-    shape = (setting.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
+    shape = (batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     images, labels = torch.randn(shape), torch.randint(cfg.data.num_classes, shape[:1])
     if mode == "exported":
         run = _exported(network, images)
         return lambda: run(images)
     if mode == "inference":
         network, _ = fuse(network)
-    if setting.channels_last:
+    if channels_last:
         network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
 
     def evaluate() -> None:
@@ -231,25 +269,32 @@ def other_load(before: tuple[float, float, float] | None) -> float | None:
     return round(max(everybody - own, 0) / clock, 2)
 
 
-def record(what: str, timings: Sequence[Mapping[str, Any]], setting: Setting) -> dict[str, Any]:
-    """A JSON-ready account of the timings with where and how they were obtained."""
+def where_and_how(setting: Setting) -> dict[str, Any]:
+    """The machine, the versions and the code that is loaded now."""
+    return {**describe("cpu", "32-true"), "threads": setting.threads or torch.get_num_threads()}
+
+
+def record(
+    what: str, timings: Sequence[Mapping[str, Any]], setting: Setting, environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A JSON-ready account of the timings with where and how (`where_and_how`) they were obtained."""
     return {
         "schema": 1,
         "what": what,
         "setting": asdict(setting),
         "timings": list(timings),
-        "environment": {**describe("cpu", "32-true"), "threads": setting.threads or torch.get_num_threads()},
+        "environment": dict(environment),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def line(timing: Timing) -> str:
     """What a person reads of a timing."""
-    parts = [f"{timing.name:20} MACs x {timing.macs_ratio:.3f}"]
+    parts = [f"{timing.pair.name:20} MACs x {timing.macs_ratio:.3f}"]
     for mode, ratio in timing.ratios.items():
         parts.append(
             f"{mode} x {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), {1000 * ratio.seconds:.1f} ms, "
             f"realised {100 * timing.realised(mode):.0f} %"
         )
     load = "" if timing.other_load is None else f"  other load {timing.other_load:.2f}"
-    return f"{'  '.join(parts)}  against {timing.baseline}{load}"
+    return f"{'  '.join(parts)}  against {timing.pair.baseline}{load}"

@@ -21,7 +21,9 @@ from convrepro.ops.base import fold_bias_, scaled
 
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 TOLERANCE = 1e-3
-"""Largest difference, over the largest magnitude of the output, at which an exported network counts as equal."""
+"""Largest difference, over the largest magnitude of the output, at which an exported network counts as equal. Where the
+network in float32 is further from itself in float64, four times that.
+"""
 
 CHECKED_BATCHES = (1, 3)
 
@@ -166,7 +168,7 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
     `torch.export.load` or onnxruntime, before it takes its place; on a difference from `network` nothing is written.
 
     `network` and `example` are on the CPU. Raises ConvReproError for another suffix, missing packages, a network that
-    cannot be exported or written, and a difference above `TOLERANCE`.
+    cannot be exported or written, and a difference that is too large (see `_differences`).
     """
     path = Path(path)
     check_target(path)
@@ -174,8 +176,9 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
     partial = path.with_name(f"partial-{path.name}")
     try:
         _write(fused, example, partial)
-        difference = _difference(network, load(partial), example)
-        if difference <= TOLERANCE:
+        difference, own = _differences(network, load(partial), example)
+        allowed = max(TOLERANCE, 4 * own)
+        if difference <= allowed:
             partial.replace(path)
     except OSError as error:
         raise ConvReproError(f"{path} cannot be written: {error}") from error
@@ -184,10 +187,10 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
         raise ConvReproError(f"the network cannot be exported to {path}: {type(error).__name__}: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
-    if not difference <= TOLERANCE:
+    if not difference <= allowed:
         raise ConvReproError(
             f"{path} is not written: its output differs from the network's by {difference:.1e} of the largest output, "
-            f"above {TOLERANCE:.0e}"
+            f"above {allowed:.1e}"
         )
     return Exported(path, report, difference)
 
@@ -236,11 +239,29 @@ _FORMATS = {".onnx": (_save_onnx, _load_onnx), ".pt2": (torch.export.save, _load
 
 
 @torch.inference_mode()
-def _difference(network: nn.Module, run: Callable[[Tensor], Tensor], example: Tensor) -> float:
+def _differences(network: nn.Module, run: Callable[[Tensor], Tensor], example: Tensor) -> tuple[float, float]:
+    """The largest difference of outputs over their largest magnitude, and that of the network from itself in float64.
+
+    Where inputs of layers are rounded, a sum that lies on the edge between two numbers falls to either side, and no two
+    programs agree. How far that leads shows in higher precision. Raises ValueError where two evaluations differ.
+    """
     reference, generator = copy.deepcopy(network).eval(), torch.Generator().manual_seed(0)
     batches = [torch.randn(n, *example.shape[1:], generator=generator, dtype=example.dtype) for n in CHECKED_BATCHES]
-    expected, given = (torch.cat([apply(images) for images in batches]) for apply in (reference, run))
-    return float((given - expected).abs().max() / expected.abs().max())
+
+    def outputs(apply: Callable[[Tensor], Tensor], dtype: torch.dtype = example.dtype) -> Tensor:
+        return torch.cat([apply(images.to(dtype)) for images in batches])
+
+    expected = outputs(reference)
+    if not torch.equal(outputs(reference), expected):
+        raise ValueError("two evaluations of it differ, so that nothing can be compared with it")
+
+    def distance(other: Tensor) -> float:
+        return float((other - expected).abs().max() / expected.abs().max())
+
+    difference = distance(outputs(run))
+    if difference <= TOLERANCE:
+        return difference, 0.0
+    return difference, distance(outputs(copy.deepcopy(reference).double(), torch.float64))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import suite
 import torch
 from goal import line
 
-from convrepro.bench import Setting, record
+from convrepro.bench import Setting, record, where_and_how
 from convrepro.result import write_json
 
 THREADS = 2
@@ -35,13 +35,13 @@ def main() -> int:
     if not chosen:
         parser.error(f"--only={arguments.only} names no goal; valid: {', '.join(goal.name for goal in everything)}")
     what = "profiles" if arguments.profile else "goals"
-    measured = []
+    measured, environment = [], where_and_how(setting)
     for goal in chosen:
         torch.manual_seed(0)
         measured.append(goal.profile() if arguments.profile else goal.measure(arguments.rounds))
         print(measured[-1] if arguments.profile else line(measured[-1]), flush=True)
         if arguments.json:
-            write_json(arguments.json, {**record(what, [], setting), what: measured})
+            write_json(arguments.json, {**record(what, [], setting, environment), what: measured})
     return 0 if all(m.get("met", True) for m in measured) else 1
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from convrepro.bench import Setting, busy, other_load, record
+from convrepro.bench import Setting, busy, other_load, record, where_and_how
 from convrepro.data.folder import FolderSource, FolderSplit
 from convrepro.data.loader import BatchLoader, Normalize
 from convrepro.result import write_json
@@ -74,9 +74,8 @@ def main() -> int:
             print(f"{name}, {size / 1000:.0f} kB, {workers} workers: {found[-1]['median']:.0f} images/s", flush=True)
     if arguments.json:
         setting = Setting(BATCH, 1, True, arguments.rounds)
-        write_json(
-            arguments.json, {**record("loading", [], setting), "loading": found, "other_load": other_load(before)}
-        )
+        content = record("loading", [], setting, where_and_how(setting))
+        write_json(arguments.json, {**content, "loading": found, "other_load": other_load(before)})
     return 0
 
 

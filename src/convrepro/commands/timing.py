@@ -1,7 +1,11 @@
 """The command that times: bench."""
 
 import argparse
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convrepro.bench import Pair, Timing
 
 
 def add(verbs: Any) -> None:
@@ -25,7 +29,6 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     from convrepro import bench
     from convrepro.result import write_json
-    from convrepro.tables import load_table
 
     setting = bench.Setting(
         arguments.batch_size,
@@ -34,23 +37,34 @@ def _bench(arguments: argparse.Namespace) -> int:
         arguments.rounds,
         tuple(mode for mode in arguments.modes.split(",") if mode),
     )
-    rows = [row for row in arguments.rows.split(",") if row]
+    environment = bench.where_and_how(setting)
+    measured: list[dict[str, Any]] = []
 
-    def show(timing: bench.Timing) -> None:
+    def note(timing: "Timing") -> None:
+        """Tell it, and write what is measured so far: an interruption loses none of it."""
         print(bench.line(timing), flush=True)
+        measured.append(timing.as_json())
+        if arguments.json:
+            write_json(Path(arguments.json), bench.record(" ".join(arguments.what), measured, setting, environment))
+
+    _, failures = bench.compare_all(_pairs(arguments), setting, note)
+    if measured and arguments.json:
+        print(arguments.json)
+    for name, reason in failures.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _pairs(arguments: argparse.Namespace) -> "list[Pair]":
+    """What to time against what."""
+    from convrepro import bench
+    from convrepro.speed import suite
+    from convrepro.tables import load_table
 
     if arguments.what == ["all"]:
-        from convrepro.speed import run_suite
-
-        timings = run_suite(setting, arguments.only, show)
-    elif any("=" in word for word in arguments.what):
-        timed = bench.bench_network(arguments.what, setting)
-        show(timed)
-        timings = [timed.as_json()]
-    else:
-        tables = [load_table(name) for name in arguments.what]
-        timings = [timing.as_json() for table in tables for timing in bench.bench_table(table, rows, setting, show)]
-    if arguments.json:
-        write_json(Path(arguments.json), bench.record(" ".join(arguments.what), timings, setting))
-        print(arguments.json)
-    return 0
+        return [pair for pair in suite() if arguments.only in f"{pair.group}/{pair.name}"]
+    if any("=" in word for word in arguments.what):
+        return [bench.pair_of_network(arguments.what, arguments.batch_size)]
+    rows = [row for row in arguments.rows.split(",") if row]
+    tables = [load_table(name) for name in arguments.what]
+    return [pair for table in tables for pair in bench.pairs_of_table(table, rows, arguments.batch_size)]
