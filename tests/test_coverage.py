@@ -1,6 +1,7 @@
 """The walk of operators through networks: each outcome on a real network, going on where it stopped, and the page."""
 
 import json
+import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
+from convrepro import environment
 from convrepro.cli import main
 from convrepro.coverage import _backward, attempt, cover, families, operators, smallest
 from convrepro.coverage_record import PAGE, RECORD, WORKS, crashes, read_record, render_page, write_page
@@ -141,6 +143,20 @@ def test_cells_of_other_code_or_knobs_are_walked_again(change, tmp_path):
     again = [line.split()[1] for line in walk(out, ["one_conv"], ["standard", "gwc_pwc"])]
     assert again == (["standard", "gwc_pwc"] if change == "commit" else ["gwc_pwc"])
     assert len(read_record(out)["environments"]) == 1
+
+
+def test_a_walk_leaves_the_sources_as_they_are_though_its_record_is_tracked(tmp_path, monkeypatch):
+    records = ["coverage.json", "COVERAGE.md", "speed/a.json", "paper/results/a.json"]
+    for name in (*records, "bench.yaml", "../environment.py"):
+        path = tmp_path / "reproductions" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    for name, dirty in {**dict.fromkeys(records, False), "bench.yaml": True}.items():
+        (tmp_path / "reproductions" / name).write_text("new")
+        assert environment.commit()[1] is dirty, name
 
 
 def test_other_networks_are_added_to_the_record(tmp_path):

@@ -14,7 +14,7 @@ import small_table
 from convrepro.cli import main
 from convrepro.dashboard import report, workspace
 from convrepro.dashboard_panels import PALETTE
-from convrepro.evidence import collect, load_evidence
+from convrepro.evidence import load_evidence
 from convrepro.identity import Identity
 from convrepro.result import FILE
 from convrepro.tables import list_tables, load_table
@@ -32,6 +32,7 @@ metrics:
   top1: {unit: "%", tol: 0.3, why: it is a test}
   error: {unit: "%", tol: 0.3, why: it is a test, run_metric: top1, complement: true}
   multiplications: {unit: k, decimals: 1, printed: round, count: multiplications}
+  weights: {unit: k, decimals: 1, printed: round, count: weights}
 rows:
   - id: plain
     label: Plain
@@ -39,6 +40,7 @@ rows:
     published:
       top1: {value: 20.00, source: a test, confidence: found}
       multiplications: {value: 668.7, source: a test, confidence: found}
+      weights: {value: 668.7, source: a test, confidence: found}
   - id: shift
     label: Shift
     overrides: [conv=shift]
@@ -121,6 +123,7 @@ def test_a_workspace_holds_what_it_promises(lab):
             (*bar, "published/error", "ours/error"),
             (*bar, "delta/error"),
             (*bar, "published/multiplications", "ours/multiplications"),
+            (*bar, "published/weights", "ours/weights"),
         ],
         "Learning curves, by row": [
             (*curve, "val/top1"),
@@ -297,10 +300,13 @@ def test_evidence_stands_in_for_runs_whose_folders_are_gone(lab, tmp_path):
     for identity in RUNS:
         result = json.loads((identity.folder(lab.runs) / FILE).read_text())
         result["environment"] |= {"commit": "0" * 40, "dirty": False}
+        result["config"]["recipe"]["epochs"] += 7 * (identity == RUNS[0])
         folder = identity.folder(runs)
         folder.mkdir(parents=True)
         (folder / FILE).write_text(json.dumps(result))
-    assert len(collect(lab.table, runs, {}, tables).accepted) == 4
+    collected = fine(convrepro("collect", NAME, "--runs", str(runs), CONVREPRO_TABLES=str(tables)))
+    assert "3 runs, 0 proxies, 1 refused" in collected
+    assert "another by now: recipe.epochs was 9 and is 2" in collected
     (RUNS[0].folder(runs) / FILE).write_text((RUNS[0].folder(lab.runs) / FILE).read_text())
     for identity in RUNS[1:]:
         (identity.folder(runs) / FILE).unlink()

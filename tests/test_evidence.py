@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from convrepro.config import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.evidence import collect, evidence_path, load_evidence, load_proxies, report, write_scoreboard
 from convrepro.tables import Table, judge, list_tables, load_table
@@ -79,6 +82,7 @@ def record(table: Table, row: str, seed: int, top1: float, *, budget: str = "pap
         },
         "metrics": {"last": {"top1": top1, "epoch": 1}, "best": {"top1": top1 + 0.1, "epoch": 0}},
         "static": {"macs": 7},
+        "counts": {"conv_fc": "7000000"},
         "history": [{"epoch": 0, "val/top1": top1 + 0.1, "train/loss": 1.0}, {"epoch": 1, "val/top1": top1}],
         "environment": {
             "commit": COMMIT,
@@ -120,6 +124,7 @@ def test_finished_runs_become_evidence(table, finished, root):
     assert run["environment"]["commit"] == COMMIT
     assert run["history"]["val/top1"] == "94.00 93.90"
     assert run["time"]["seconds"] == 12.5
+    assert run["counts"] == {"conv_fc": "7000000"}
 
 
 def test_evidence_holds_no_place_of_the_machine(table, finished, root):
@@ -228,11 +233,15 @@ def test_other_data_and_fewer_epochs_are_proxies(table, finished, root):
     unsaid = record(table, "plain", 1, 60.0) | {"row": "plain+def456"}
     unsaid["config"]["data"]["name"] = "kmnist"
     put(finished, unsaid)
+    smaller = record(table, "plain", 0, 50.0, budget="proxy") | {"row": "plain+012345"}
+    smaller["overrides"].append("data.image_size=16")
+    put(finished, smaller)
     collected = collect(table, finished, STATICS, root)
-    assert len(collected.proxies) == 3
+    assert len(collected.proxies) == 4
     assert collected.refused == ()
     proxies = load_proxies(table, root)
-    assert list(proxies) == ["fashion-sample, budget paper", "kmnist, budget paper", "mnist, budget proxy"]
+    labels = ["fashion-sample, budget paper", "kmnist, budget paper", "mnist, budget proxy"]
+    assert list(proxies) == [*labels, "mnist, data.image_size=16, budget proxy"]
     assert proxies["mnist, budget proxy"]["plain"][0]["metrics"]["last"]["top1"] == 80.0
     assert load_evidence(table, root)[1]["plain"][0]["metrics"]["last"]["top1"] == 93.9
     verdicts = {judge(table, table.row("plain"), table.metrics["top1"], {}, runs).verdict for runs in proxies.values()}
@@ -252,12 +261,36 @@ def test_a_row_must_start_from_the_weights_of_an_accepted_run(table, runs, root)
     assert "no evidence itself" in dict(collect(table, runs, STATICS, root).refused)["warm/paper-seed0"]
 
     put(runs, record(table, "plain", 0, 94.0))
-    for weights in (None, f"{runs}/paper/small/plain/paper-seed1/last.ckpt", f"{runs}/paper/small/plain/proxy-seed0/x"):
-        warm["config"]["weights"] = weights
+    for other in (None, "paper-seed1", "proxy-seed0", "paper-seed0/old"):
+        warm["config"]["weights"] = other and f"{runs}/paper/small/plain/{other}/last.ckpt"
         put(runs, warm)
         refused = dict(collect(table, runs, STATICS, root).refused)
         assert "did not start from the weights of paper/small/plain/paper-seed0" in refused["warm/paper-seed0"]
         evidence_path(table.name, root).unlink()
+
+
+def test_weights_are_of_the_run_that_is_there_and_of_evidence_where_none_is(table, finished, root, tmp_path):
+    collect(table, finished, STATICS, root)
+    (finished / "paper/small/plain/paper-seed0/result.json").unlink()
+    put(tmp_path / "other", record(table, "plain", 1, 94.0))
+    put(finished, record(table, "warm", 1, 94.0, runs=tmp_path / "other"))
+    refused = dict(collect(table, finished, STATICS, root).refused)
+    assert "no evidence itself" in refused["warm/paper-seed0"]
+    assert "did not start from the weights" in refused["warm/paper-seed1"]
+    for gone in (tmp_path / "other", finished / "paper/small/plain"):
+        shutil.rmtree(gone)
+    assert collect(table, finished, STATICS, root).accepted == ("warm/paper-seed0", "warm/paper-seed1")
+
+
+def test_a_run_whose_configuration_files_changed_is_refused(table, runs, root):
+    result = record(table, "plain", 0, 94.0)
+    config = OmegaConf.to_container(compose_config([*result["overrides"], "budget=paper"]))
+    for seed, epochs in enumerate((config["recipe"]["epochs"], 7)):
+        recipe = config["recipe"] | {"epochs": epochs, "knob_of_old": 1}
+        put(runs, result | {"seed": seed, "config": config | {"recipe": recipe}})
+    collected = collect(table, runs, STATICS, root, compose_config)
+    assert collected.accepted == ("plain/paper-seed0",)
+    assert "another by now: recipe.epochs was 7 and is" in dict(collected.refused)["plain/paper-seed1"]
 
 
 def test_evidence_of_a_changed_row_is_told_then_dropped(table, finished, root):
@@ -283,11 +316,13 @@ def test_unreadable_evidence_is_not_overwritten(table, finished, root):
         assert path.read_text() == content
 
 
-def test_without_runs_only_counts_are_kept(table, runs, root):
+def test_without_runs_only_counts_are_kept_and_told_while_their_rule_is_the_tables(table, runs, root):
     collect(table, runs, STATICS, root)
     statics, results = load_evidence(table, root)
     assert statics["plain"] == {"macs": 7_000_000}
     assert results == {"plain": {}, "warm": {}, "other": {}}
+    (root / "paper/small.yaml").write_text(YAML.replace("conv_fc", "conv_only"))
+    assert not load_evidence(load_table("paper/small", root), root)[0]["plain"]
 
 
 def test_without_evidence_nothing_is_known(table, root):

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from convrepro import speed, speed_page
-from convrepro.bench import Setting
 from convrepro.cli import main
 from convrepro.config import compose_config
 from convrepro.errors import ConvReproError
@@ -13,7 +12,7 @@ from convrepro.ops import OPERATORS
 from convrepro.paths import REPRODUCTIONS
 from convrepro.plots.draw import svg
 from convrepro.plots.speeds import INFERENCE, TRAINING, speeds
-from convrepro.speed_record import FOLDER, merged, of_table, records
+from convrepro.speed_record import FOLDER, grid, merged, of_table, records
 from convrepro.statics import row_count
 from convrepro.tables import list_papers, load_table
 
@@ -30,7 +29,8 @@ def timing(name: str, train: float, inference: float, group: str = "operators") 
 
 
 def record(*timings: dict, goals: tuple = ()) -> dict:
-    return {"what": "all", "time": "2026", "environment": PLACE, "timings": list(timings), "goals": list(goals)}
+    where = {"what": "all", "time": "2026", "environment": PLACE, "setting": {"channels_last": True}}
+    return where | {"timings": list(timings), "goals": list(goals)}
 
 
 RECORDS = [
@@ -79,6 +79,25 @@ def test_a_record_of_one_mode_adds_to_those_of_others():
     assert "| quick | dense | 0.250 | 0.50 | 50 % | 50 | 0.40 | 62 % | 40 | 0.70 | 36 % | 10 |" in page
 
 
+def test_only_records_of_the_same_baseline_setting_and_device_are_repetitions():
+    quick = timing("quick", 0.5, 0.4)
+    one = record(quick)
+    others = [one | {"environment": PLACE | {"device": "cpu: other"}}, one | {"environment": PLACE | {"threads": 1}}]
+    others += [one | {"setting": {"channels_last": False}}, record(quick | {"batch_size": 8})]
+    others += [record(quick | {"baseline": "sparse"})]
+    assert len(merged([one, *others, one])) == 6
+    assert "| quick (batches of 32, 2 threads, channels_last, cpu: other) |" in grid(merged([one, others[0]]), "")[3]
+
+
+def test_what_was_not_timed_in_a_mode_has_a_gap_there():
+    lone = timing("lone", 0.5, 0.4)
+    del lone["ratios"]["train"]
+    assert grid(merged([record(lone, timing("quick", 0.5, 0.4))]), "")[2:] == [
+        "| lone | dense | 0.250 |  |  |  | 0.40 | 62 % | 40 |",
+        "| quick | dense | 0.250 | 0.50 | 50 % | 50 | 0.40 | 62 % | 40 |",
+    ]
+
+
 def test_the_page_names_what_is_slower_and_judges_the_goals():
     page = speed_page.render(RECORDS)
     assert "**Slower than what they replace**, in a training step: slow." in page
@@ -121,7 +140,6 @@ def test_a_part_of_the_suite_runs_and_is_recorded(tmp_path, capsys):
     assert (dwc.name, dwc.group, dwc.batch_size) == ("DWC + PWC", "operators", 32)
     own, dense = (row_count(TABLE, TABLE.row(row)).total("conv_fc") for row in ("dwc_pwc", "p1"))
     assert dwc.macs_ratio == own / dense
-    assert speed.run_suite(Setting(), "nothing is called so", print) == []
 
 
 def test_what_is_no_record_is_refused(tmp_path):

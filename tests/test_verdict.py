@@ -1,6 +1,7 @@
 """Verdicts from hand-made tables: what agrees, what does not, and what may not be compared."""
 
 import random
+from dataclasses import replace
 from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
@@ -8,6 +9,7 @@ import pytest
 
 from convrepro.tables import format_exact, judge, judge_claim, row_verdict, standing, tally
 from convrepro.tables.parse import parse_table
+from convrepro.tables.schema import NotMeasured
 
 SOURCED = {"source": "somewhere", "confidence": "found"}
 RECALLED = {"source": "recollection", "confidence": "recalled"}
@@ -320,6 +322,18 @@ def test_a_quoted_value_with_a_source_can_be_claimed_against():
     quoted = {"id": "r", "label": "R", "quoted": True, "published": top1(value="92.00")}
     given = table(top1(), claims=claim(right="r", min_delta=Decimal(0)), more=[quoted])
     assert judge_claim(given, given.claims[0], {}, runs(93.0, 93.0, 93.0)).ours == "holds"
+
+
+def test_a_claim_on_printed_values_alone_is_unknown_on_ours():
+    published = {"published": top1(value="92.00")}
+    part = {"id": "r", "label": "R", "overrides": ["conv=hetconv"], "layers": "conv1", **published}
+    quoted = {"id": "s", "label": "S", "quoted": True, **published}
+    given = table(top1(), claims=claim(left="r", right="s", min_delta=Decimal(0)), more=[part, quoted])
+    unmeasured = NotMeasured(name="top1", unit="%", not_measured="it is on a phone")
+    other = replace(given, metrics={"top1": unmeasured}, claims=(replace(given.claims[0], left="a"),))
+    for case in (given, other):
+        verdict = judge_claim(case, case.claims[0], {}, runs(93.0, 93.0, 93.0))
+        assert (verdict.ours, verdict.ours_delta, verdict.paper) == ("unknown", "", "holds")
 
 
 @pytest.mark.parametrize(

@@ -164,9 +164,10 @@ def render_audit(findings: list[Finding]) -> str:
     """The audit as a markdown page: totals first, then a section for each group."""
     parts = [
         "# What the papers print, and what their networks cost",
-        "Every published value that needs no training (multiply-accumulates, parameters, sizes, percentages of these), "
-        "recounted from the networks of this project. Written by `convrepro report --audit`; sources and confidence of "
-        "the published values, and the definitions of the rules, are in the tables and `convrepro/counting_rules.py`.",
+        "Every published value of the tables here that needs no training (multiply-accumulates, parameters, sizes, "
+        "percentages of these), recounted from the networks of this project. Written by `convrepro report --audit`; "
+        "sources and confidence of the published values are in the tables, the definitions of the rules in "
+        "`src/convrepro/counting_rules.py`.",
         "\n".join(_totals(findings)),
     ]
     for group, meaning in GROUPS.items():

@@ -32,7 +32,10 @@ of this project's zoo: in the smallest that has a dense convolution larger than 
 mode, demands a finite gradient for each parameter of the replaced layers that had one before, and counts the result.
 
 `works (n)`: n layers were replaced; `—`: the operator's rule selects nothing in this network; `refused [n]`: it is told
-in one sentence why not, see Reasons. The numbers of multiply-accumulates are in `coverage.json`."""
+in one sentence why not, see Reasons. The numbers of multiply-accumulates are in `coverage.json`.
+
+The cells hold for the commits at which they were walked, see Environments; what operators have become since has not
+been walked through these networks."""
 
 Cell = dict[str, Any]
 Record = dict[str, Any]

@@ -127,9 +127,8 @@ def _published_metrics(table: Table) -> list[Metric]:
 
 
 def _compared(table: Table) -> list[Metric]:
-    """Those that a run has its own value of: measured, or counted by the rule of one of its static columns."""
-    rules = STATIC.values()
-    return [m for m in _published_metrics(table) if isinstance(m, Trained) or m.count in rules]
+    """Those that a run has its own value of: measured or counted."""
+    return [m for m in _published_metrics(table) if isinstance(m, Trained) or m.count]
 
 
 def _against_cost(table: Table) -> list[Panel]:

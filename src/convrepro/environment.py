@@ -9,14 +9,16 @@ from typing import Any
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "fvcore", "hydra-core", "wandb", "convrepro")
 
 
-#: What git is asked about: everything but collected evidence, which a cluster writes while other runs still start.
-SOURCES = (":(top)", ":(top,exclude)reproductions/*/results")
+#: Below `reproductions`, what commands record, which they may do while other runs still start.
+RECORDS = ("*/results/*", "coverage.json", "COVERAGE.md", "speed/*.json")
+#: What git is asked about: everything else.
+SOURCES = (":(top)", *(f":(top,exclude)reproductions/{path}" for path in RECORDS))
 
 
 def commit() -> tuple[str | None, bool | None]:
     """The commit of the source tree that runs and whether it has uncommitted changes; (None, None) outside git.
 
-    Evidence that `collect` wrote is no such change: no run reads it.
+    What `collect`, `coverage` and `bench` record in `reproductions` is no such change: no run reads it.
     """
     source = Path(__file__).parent
 

@@ -1,19 +1,21 @@
 """Gathers finished runs into a table's evidence, refuses what is none, and writes the papers' pages from it.
 
-`reproductions/<paper>/results/<table>.json` holds, for each row: the overrides that it stands for, our counts, `runs`
-at the paper's budget by seed, and `proxies` (fewer epochs, or other data) by label and seed. A run keeps its commit,
-versions, device, time, metrics and the validation top-1 of each epoch. No path of a machine is in it.
+`reproductions/<paper>/results/<table>.json` holds, for each row: the overrides that it stands for, our `counts` by
+metric and rule, `runs` at the paper's budget by seed, and `proxies` (fewer epochs, or other data) by label and seed. A
+run keeps its commit, versions, device, time, metrics, counts and the validation top-1 of each epoch. No path of a
+machine is in it.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from convrepro.errors import ConvReproError
+from convrepro.identity import PLACES, changed
 from convrepro.locks import exclusive
 from convrepro.paths import REPRODUCTIONS, ROOT
 from convrepro.result import FILE, read_result, write_json
@@ -46,6 +48,7 @@ PLOTS = {
 """Kinds of plots of a table, with what they show; `convrepro report --plots` draws them."""
 ENVIRONMENT = ("commit", "dirty", "versions", "device", "threads", "precision")
 Run = dict[str, Any]
+Compose = Callable[[Sequence[str]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -81,24 +84,24 @@ def plot_path(table: str, kind: str, root: Path = REPRODUCTIONS) -> Path:
     return root / paper / "plots" / f"{name}-{kind}.svg"
 
 
-def collect(table: Table, runs: Path, statics: Statics, root: Path = REPRODUCTIONS) -> Collected:
+def collect(
+    table: Table, runs: Path, statics: Statics, root: Path = REPRODUCTIONS, compose: Compose | None = None
+) -> Collected:
     """Gather runs/<paper>/<table>/<row>/<budget>-seed<k>/result.json into the table's evidence.
 
     Earlier evidence stays, unless its row has other overrides by now or the same run is there anew. A run counts where
-    it is done, of a clean and known commit, with the row's own overrides, data, seeds and starting weights; budget
-    `proxy` and other data go to the proxies. Everything else is refused, and told. Two that collect at once take turns.
+    it is done, of a clean and known commit, with the row's own overrides, data, seeds and starting weights, and where
+    its overrides still `compose` to the configuration that it had; budget `proxy` and other data go to the proxies.
+    Everything else is refused, and told. Two that collect at once take turns.
     """
     path = evidence_path(table.name, root)
     with exclusive(path.with_name(f".{path.name}.lock")):
-        return _collect(table, runs, statics, root)
+        return _collect(table, runs, statics, root, compose)
 
 
-def _collect(table: Table, runs: Path, statics: Statics, root: Path) -> Collected:
-    rows: dict[str, dict[str, Any]] = {
-        row.id: {"overrides": list(table.overrides(row)), "counts": _counts(statics, row), "runs": {}, "proxies": {}}
-        for row in table.rows
-        if not row.quoted
-    }
+def _collect(table: Table, runs: Path, statics: Statics, root: Path, compose: Compose | None) -> Collected:
+    rows = {row.id: _entry(table, row, statics) for row in table.rows if not row.quoted}
+    taken: set[Path] = set()
     accepted: list[str] = []
     proxies: list[str] = []
     refused = _keep_earlier(table, rows, root)
@@ -107,12 +110,17 @@ def _collect(table: Table, runs: Path, statics: Statics, root: Path) -> Collecte
             continue
         name = f"{folder.parent.name}/{folder.name}"
         try:
-            row, label, run = _examine(table, folder, rows)
+            row, label, result = _examine(table, folder)
+            if compose:
+                _check_config(result, compose)
+            if row.weights_from:
+                _check_source(row, label, folder, result, rows[row.weights_from], taken)
         except _Refused as reason:
             refused.append((name, str(reason)))
             continue
         place = rows[row.id]["proxies"].setdefault(label, {}) if label else rows[row.id]["runs"]
-        place[str(run["seed"])] = run
+        place[str(result["seed"])] = _compact(result)
+        taken.add(folder)
         (proxies if label else accepted).append(f"{name} ({label})" if label else name)
     path = evidence_path(table.name, root)
     kept = {row_id: {key: value for key, value in row.items() if value} for row_id, row in rows.items()}
@@ -126,8 +134,10 @@ def _sorted(value: Any) -> Any:
     return value
 
 
-def _counts(statics: Statics, row: Row) -> dict[str, str]:
-    return {name: str(Fraction(value)) for name, value in statics.get(row.id, {}).items()}
+def _entry(table: Table, row: Row, statics: Statics) -> dict[str, Any]:
+    """What there is of a row before its runs."""
+    counts = {name: {table.metrics[name].count: str(Fraction(n))} for name, n in statics.get(row.id, {}).items()}
+    return {"overrides": list(table.overrides(row)), "counts": counts, "runs": {}, "proxies": {}}
 
 
 def _depth(table: Table, folder: str) -> int:
@@ -152,9 +162,9 @@ def _keep_earlier(table: Table, rows: dict[str, dict[str, Any]], root: Path) -> 
     return refused
 
 
-def _examine(table: Table, folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> tuple[Row, str, Run]:
-    """The row, the proxy label ("" for the paper's protocol) and the compact run in a folder; raises _Refused."""
-    row_id, _, variant = folder.parent.name.partition("+")
+def _examine(table: Table, folder: Path) -> tuple[Row, str, Run]:
+    """The row, the proxy label ("" for the paper's protocol) and the result in a folder; raises _Refused."""
+    row_id = folder.parent.name.partition("+")[0]
     row = next((r for r in table.to_run if r.id == row_id), None)
     if row is None:
         raise _Refused(f"the table has no row {row_id!r} with runs of its own")
@@ -175,17 +185,37 @@ def _examine(table: Table, folder: Path, rows: Mapping[str, Mapping[str, Any]]) 
     wanted = [m for m in table.metrics.values() if isinstance(m, Trained)]
     if lacking := [m.name for m in wanted if measured(result, m) is None]:
         raise _Refused(f"it has no finite {lacking[0]}")
-    weights = (result.get("config") or {}).get("weights")
-    if row.weights_from:
-        source = f"{table.name}/{row.weights_from}{'+' * bool(variant)}{variant}/{budget}-seed{seed}"
-        if f"{source}/" not in Path(weights or "").as_posix():
-            raise _Refused(f"it did not start from the weights of {source}")
-        entry = rows[row.weights_from]
-        if str(seed) not in (entry["proxies"].get(label, {}) if label else entry["runs"]):
-            raise _Refused(f"it started from {source}, which is no evidence itself")
-    elif weights != (own := table.settings(row).get("weights")):
+    weights, own = (result.get("config") or {}).get("weights"), table.settings(row).get("weights")
+    if not row.weights_from and weights != own:
         raise _Refused(f"it did not start from {own}" if own else "it started from weights, which the row does not")
-    return row, label, _compact(result)
+    return row, label, result
+
+
+def _check_config(result: Run, compose: Compose) -> None:
+    """Refuse a run whose overrides stand for another configuration by now."""
+    config = result.get("config") or {}
+    try:
+        now = compose([*result["overrides"], f"budget={result['budget']}"])
+    except ConvReproError as error:
+        raise _Refused(f"its overrides do not fit by now: {error}") from error
+    if other := changed(config, {key: value for key, value in now.items() if key in config}):
+        raise _Refused(f"its configuration is another by now: {other}")
+
+
+def _check_source(row: Row, label: str, folder: Path, result: Run, entry: Mapping[str, Any], taken: set[Path]) -> None:
+    """Refuse a run that did not start from evidence: a run that is `taken`, or an earlier one whose folder is gone.
+
+    The runs may have been copied here, so that the place that the record names need not be on this machine.
+    """
+    source = folder.parents[1] / folder.parent.name.replace(row.id, row.weights_from, 1) / folder.name
+    named = Path(result["config"].get("weights") or "").parent
+    told = "/".join(source.parts[-4:])
+    elsewhere = named.exists() and source.exists() and named.resolve() != source.resolve()
+    if named.parts[-4:] != source.parts[-4:] or elsewhere:
+        raise _Refused(f"it did not start from the weights of {told}")
+    known = entry["proxies"].get(label, {}) if label else entry["runs"]
+    if str(result["seed"]) not in known or (source.exists() and source not in taken):
+        raise _Refused(f"it started from {told}, which is no evidence itself")
 
 
 def _readable(folder: Path) -> Run:
@@ -220,7 +250,9 @@ def _label(table: Table, row: Row, result: Run) -> str:
         raise _Refused("its data set is not known")
     if result["budget"] == "paper" and not differing and data == wanted.get("data"):
         return ""
-    return f"{data}, budget {result['budget']}"
+    others = sorted(differing - {"data"} - PLACES)
+    told = [f"{key}={given.get(key, '(absent)')}" for key in others]
+    return ", ".join([data, *told, f"budget {result['budget']}"])
 
 
 def _compact(result: Run) -> Run:
@@ -229,6 +261,7 @@ def _compact(result: Run) -> Run:
     return {
         "budget": result["budget"],
         "config": {"data": {"name": data_name(result)}},
+        "counts": result.get("counts"),
         "environment": {key: result["environment"].get(key) for key in ENVIRONMENT},
         "history": {"val/top1": " ".join(f"{value:.2f}" for value in curve)},
         "metrics": result["metrics"],
@@ -275,11 +308,20 @@ def _current(table: Table, root: Path) -> dict[str, dict[str, Any]]:
 def load_evidence(table: Table, root: Path = REPRODUCTIONS) -> tuple[Statics, Results]:
     """Our counts and the runs at the paper's budget that the table's evidence holds; both empty where there is none.
 
+    A count by another rule than the metric has by now, or by one that is not told, is left out.
     Raises ConvReproError where a row has other overrides by now than when it was run.
     """
     rows = _current(table, root)
-    statics = {row: {name: Fraction(value) for name, value in parts["counts"].items()} for row, parts in rows.items()}
+    statics = {row: _counted(table, parts["counts"]) for row, parts in rows.items()}
     return statics, {row: _by_seed(parts["runs"]) for row, parts in rows.items()}
+
+
+def _counted(table: Table, counts: Mapping[str, Any]) -> dict[str, Fraction]:
+    return {
+        name: Fraction(counts[name][metric.count])
+        for name, metric in table.metrics.items()
+        if isinstance(counts.get(name), Mapping) and metric.count in counts[name]
+    }
 
 
 def load_proxies(table: Table, root: Path = REPRODUCTIONS) -> dict[str, Results]:

@@ -1,12 +1,13 @@
 """What records of the bench say of operators and headline networks: `reproductions/speed/*.json`, one a run.
 
-Of several records the median counts, and their lowest and highest value are told beside it.
+Of several records of the same baseline, setting and device the median counts, and their lowest and highest value are
+told beside it.
 """
 
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,31 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """An entry over all records: time of the candidate over the baseline's by mode, and milliseconds an image."""
+class Timed:
+    """What was timed, and how and where: repetitions have all of it in common."""
 
     group: str
     name: str
     baseline: str
     batch_size: int
+    threads: int
+    channels_last: bool
+    device: str
+
+    @property
+    def setting(self) -> str:
+        """How and where, in words."""
+        layout = "channels_last" if self.channels_last else "channels first"
+        return f"batches of {self.batch_size}, {self.threads} threads, {layout}, {self.device}"
+
+
+@dataclass(frozen=True)
+class Speed(Timed):
+    """An entry over its records: time of the candidate over the baseline's by mode, and milliseconds an image.
+
+    A mode that no record has is in neither.
+    """
+
     macs_ratio: float
     ratios: Mapping[str, Spread]
     milliseconds: Mapping[str, float]
@@ -63,22 +82,33 @@ def records(folder: Path = REPRODUCTIONS / FOLDER) -> list[dict[str, Any]]:
 
 
 def merged(found: Sequence[Mapping[str, Any]]) -> list[Speed]:
-    """The entries of all records with the spread over them, in the order of the newest."""
-    timings: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """The entries of all records with the spread over repetitions, in the order in which they were first timed."""
+    timings: dict[Timed, list[Mapping[str, Any]]] = {}
     for record in found:
         for timing in record.get("timings", ()):
-            timings.setdefault((timing.get("group", record["what"]), timing["name"]), []).append(timing)
-    return [_merge(group, name, several) for (group, name), several in timings.items()]
+            timings.setdefault(_timed(record, timing), []).append(timing)
+    return [_merge(timed, several) for timed, several in timings.items()]
 
 
-def _merge(group: str, name: str, timings: Sequence[Mapping[str, Any]]) -> Speed:
+def _timed(record: Mapping[str, Any], timing: Mapping[str, Any]) -> Timed:
+    return Timed(
+        group=timing.get("group", record["what"]),
+        name=timing["name"],
+        baseline=timing["baseline"],
+        batch_size=timing["batch_size"],
+        threads=record["environment"]["threads"],
+        channels_last=record["setting"]["channels_last"],
+        device=record["environment"]["device"],
+    )
+
+
+def _merge(timed: Timed, timings: Sequence[Mapping[str, Any]]) -> Speed:
     ratios, milliseconds = {}, {}
-    batch = timings[-1]["batch_size"]
     for mode in MODES:
         if measured := [timing["ratios"][mode] for timing in timings if mode in timing["ratios"]]:
             ratios[mode] = spread(ratio["median"] for ratio in measured)
-            milliseconds[mode] = 1000 / batch * statistics.median(ratio["seconds"] for ratio in measured)
-    return Speed(group, name, timings[-1]["baseline"], batch, timings[-1]["macs_ratio"], ratios, milliseconds)
+            milliseconds[mode] = 1000 / timed.batch_size * statistics.median(ratio["seconds"] for ratio in measured)
+    return Speed(**asdict(timed), macs_ratio=timings[-1]["macs_ratio"], ratios=ratios, milliseconds=milliseconds)
 
 
 def spread(values: Iterable[float]) -> Spread:
@@ -93,19 +123,25 @@ def of_table(name: str, found: Sequence[Speed]) -> list[Speed]:
 
 
 def grid(found: Sequence[Speed], title: str) -> list[str]:
-    """Times as the lines of a markdown table: shares of the baseline's, and milliseconds an image."""
-    modes = [mode for mode in MODES if all(mode in speed.ratios for speed in found)]
+    """Times as the lines of a markdown table: shares of the baseline's, and milliseconds an image.
+
+    What was timed in several settings has its setting beside its name.
+    """
+    modes = [mode for mode in MODES if any(mode in speed.ratios for speed in found)]
+    names = [speed.name if speed.group == OPERATORS else f"{speed.group}: {speed.name}" for speed in found]
     header = [("", title), ("", "against"), ("MACs", "x")]
     header += [(MODES[mode], word) for mode in modes for word in ("time x", "realised", "ms/image")]
     lines = []
-    for speed in found:
-        name = speed.name if speed.group == OPERATORS else f"{speed.group}: {speed.name}"
-        line = [name, speed.baseline, f"{speed.macs_ratio:.3f}"]
+    for name, speed in zip(names, found, strict=True):
+        told = name if names.count(name) == 1 else f"{name} ({speed.setting})"
+        line = [told, speed.baseline, f"{speed.macs_ratio:.3f}"]
         for mode in modes:
-            line += [
-                str(speed.ratios[mode]),
-                f"{100 * speed.realised(mode):.0f} %",
-                f"{speed.milliseconds[mode]:.3g}",
-            ]
+            line += _cells(speed, mode)
         lines.append(line)
     return markdown_grid((header, lines))
+
+
+def _cells(speed: Speed, mode: str) -> list[str]:
+    if mode not in speed.ratios:
+        return [""] * 3
+    return [str(speed.ratios[mode]), f"{100 * speed.realised(mode):.0f} %", f"{speed.milliseconds[mode]:.3g}"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from convrepro.cluster import slurm
 from convrepro.cluster.manifest import Submission, submissions
 from convrepro.cluster.status import counts, survey, unfinished
+from convrepro.config import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.evidence import collect
 from convrepro.paths import REPRODUCTIONS
@@ -44,7 +45,7 @@ def gather(manifest: Path, echo: Callable[[str], None], root: Path = REPRODUCTIO
         echo(f"no result: {line}")
     if request.budget in EVIDENCE:
         try:
-            echo(str(collect(table, runs, statics, root)))
+            echo(str(collect(table, runs, statics, root, compose_config)))
         except (ConvReproError, OSError) as error:
             echo(f"no evidence was written: {error}")
     return 1 if missing else 0

@@ -35,13 +35,14 @@ def add(verbs: Any) -> None:
 def _collect(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from convrepro.config import compose_config
     from convrepro.evidence import collect
     from convrepro.statics import count_table
     from convrepro.tables import load_table
 
     for name in arguments.tables:
         table = load_table(name)
-        print(collect(table, Path(arguments.runs), count_table(table, status_line)))
+        print(collect(table, Path(arguments.runs), count_table(table, status_line), compose=compose_config))
     return 0
 
 

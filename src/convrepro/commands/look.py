@@ -56,6 +56,9 @@ def _show(arguments: argparse.Namespace) -> int:
     table = load_table(arguments.table)
     statics, results = load_evidence(table)
     print(render_table(table, statics, results))
+    counted = [metric.name for metric in table.metrics.values() if metric.count]
+    if any(name not in statics[row.id] for row in table.rows if not row.quoted for name in counted):
+        print(f"costs are counted by `convrepro count {table.name}`")
     return 0
 
 

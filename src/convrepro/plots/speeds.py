@@ -30,6 +30,6 @@ def speeds(found: Iterable[Speed], title: str) -> Speeds | None:
             ),
         )
         for speed in found
-        if speed.group == OPERATORS
+        if speed.group == OPERATORS and speed.ratios.keys() & MARK_OF.keys()
     )
     return Speeds("", title, points) if points else None

@@ -225,9 +225,14 @@ def row_verdict(table: Table, row: Row, cells: Mapping[str, Cell]) -> str:
     return ", ".join(words) or NONE
 
 
+def _is_ours(row: Row, metric: Metric) -> bool:
+    """Whether we count or measure the metric of this row; of any other a claim takes the printed value."""
+    return not (row.quoted or isinstance(metric, NotMeasured) or (row.layers and isinstance(metric, Trained)))
+
+
 def _value(table: Table, row: Row, metric: Metric, statics: Statics, results: Results) -> Fraction | None:
-    """Our value for a claim: the mean over every seed, or the count; of a quoted row what it prints."""
-    if row.quoted or isinstance(metric, NotMeasured) or (row.layers and isinstance(metric, Trained)):
+    """Our value for a claim: the mean over every seed, or the count; where nothing is ours what is printed."""
+    if not _is_ours(row, metric):
         published = row.published.get(metric.name)
         return Fraction(published.value) if published and published.decides else None
     if not isinstance(metric, Trained):
@@ -248,10 +253,13 @@ def _relation(claim: Claim, values: Sequence[Fraction | None], decimals: int) ->
 
 
 def judge_claim(table: Table, claim: Claim, statics: Statics, results: Results) -> ClaimVerdict:
-    """The claim on our values (`unknown` until every seed of both rows is run), and on the published ones."""
+    """The claim on our values (`unknown` until every seed of both rows is run, and where neither row's value is ours),
+    and on the published ones.
+    """
     metric = table.metrics[claim.metric]
     rows = [table.row(side) for side in (claim.left, claim.right) if side]
-    values = [_value(table, r, metric, statics, results) for r in rows]
+    own = any(_is_ours(row, metric) for row in rows)
+    values = [_value(table, r, metric, statics, results) if own else None for r in rows]
     ours = _relation(claim, values, metric.decimals + isinstance(metric, Trained))
     published = [r.published.get(claim.metric) for r in rows]
     values = [Fraction(p.value) if p and p.value is not None else None for p in published]
