@@ -124,7 +124,8 @@ def replace_convs(
 
     kinds = layer_kinds(model)
     sites = _select(model, rule, kinds, linear=operator in LINEAR_OPERATORS)
-    refused = {site.name: reason for site in sites if (reason := _refusal(model, site))}
+    places = Counter(child for parent in model.modules() for child in parent._modules.values())
+    refused = {site.name: reason for site in sites if (reason := _refusal(model, site, places))}
     sites = [site for site in sites if site.name not in refused]
     if not sites:
         raise (ConvReproError if refused else NothingToReplace)(_nothing(model, where, kinds, refused))
@@ -243,8 +244,11 @@ def _keeps_channels(module: nn.Module) -> bool:
     return isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or type(module).__name__ in GATES
 
 
-def _refusal(model: nn.Module, site: _Site) -> str | None:
-    """Why the model would break, or use the layer past the operator, if the site's modules were replaced."""
+def _refusal(model: nn.Module, site: _Site, places: Mapping[nn.Module, int]) -> str | None:
+    """Why the model would break, or use the layer past the operator, if the site's modules were replaced.
+
+    `places` counts the attributes, of all modules in `model`, that hold a module.
+    """
     for name in (*site.merged, site.name):
         module = model.get_submodule(name)
         path, _, attribute = name.rpartition(".")
@@ -257,14 +261,9 @@ def _refusal(model: nn.Module, site: _Site) -> str | None:
                 return f"weight read by {parent.__name__}.forward"
         elif len(uses) > 1:
             return f"{attribute} used more than once by {parent.__name__}.forward"
-        if site.merged and (places := _places(model, module)) > 1:
-            return f"{type(module).__name__} registered in {places} places"
+        if site.merged and places[module] > 1:
+            return f"{type(module).__name__} registered in {places[module]} places"
     return None
-
-
-def _places(model: nn.Module, module: nn.Module) -> int:
-    """The number of attributes, of all modules in `model`, that hold `module`."""
-    return sum(child is module for parent in model.modules() for child in parent._modules.values())
 
 
 @cache
