@@ -225,6 +225,9 @@ def test_states_are_told_of_any_folder(tmp_path):
         _ = {}["key"]
     except KeyError as error:
         record_error(tmp_path, error)
+        assert state(tmp_path).error == "a sentence in two lines", "the first word stands"
+        (tmp_path / "error.txt").unlink()
+        record_error(tmp_path, error)
     assert state(tmp_path).error == "KeyError: 'key'"
     assert "Traceback" in (tmp_path / "error.txt").read_text()
     (tmp_path / "result.json").write_bytes(b"\xff\xfe")

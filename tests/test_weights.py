@@ -157,7 +157,15 @@ def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(tmp_path, serv
     assert list(cache.iterdir()) == []
 
 
-def test_an_interrupted_download_leaves_nothing(server, cache):
+@pytest.fixture
+def listening():
+    """Ctrl-C is heard, also where a shell started this in the background and had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_download_leaves_nothing(server, cache, listening):
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
