@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.train import run
 
 TINY = ["budget.train_examples=256", "budget.test_examples=100", "trainer=cpu", "logger=none"]

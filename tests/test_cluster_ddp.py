@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.train import run
 
 pytestmark = [pytest.mark.cluster]

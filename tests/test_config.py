@@ -5,9 +5,9 @@ import re
 import pytest
 from hydra import compose, initialize_config_dir
 
-from convrepro.config import GROUPS, choices, compose_config, describe, settle
+from convrepro.config.compose import GROUPS, choices, compose_config, describe, settle
+from convrepro.config.paths import CONF
 from convrepro.errors import ConvReproError
-from convrepro.paths import CONF
 from convrepro.tables import list_tables, load_table
 
 EVERY = [(group, name) for group in GROUPS for name in choices(group)]

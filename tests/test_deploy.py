@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from convrepro.cli import main
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.deploy import TOLERANCE, export, fuse
 from convrepro.errors import ConvReproError
 from convrepro.ops import (

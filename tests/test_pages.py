@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from convrepro.audit import audit, render_audit
+from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.evidence import load_evidence, plot_path, report, write_scoreboard
-from convrepro.paths import REPRODUCTIONS, ROOT
 from convrepro.plots.figures import figures
 from convrepro.plots.files import OVERVIEW, SPEEDS, overview, read_digest
 from convrepro.plots.speeds import speeds

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convrepro.cli import parse
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.tables import load_table
 from convrepro.train import build_network
 

@@ -6,10 +6,10 @@ import pytest
 
 from convrepro import speed, speed_page
 from convrepro.cli import main
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
 from convrepro.ops import OPERATORS
-from convrepro.paths import REPRODUCTIONS
 from convrepro.plots.draw import svg
 from convrepro.plots.speeds import INFERENCE, TRAINING, speeds
 from convrepro.speed_record import FOLDER, grid, merged, of_table, records

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 import pytest
 
+from convrepro.config.paths import CONF
 from convrepro.counting_rules import RULES
 from convrepro.errors import ConvReproError
-from convrepro.paths import CONF
 from convrepro.tables import (
     Trained,
     judge,

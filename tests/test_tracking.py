@@ -9,7 +9,7 @@ import pytest
 import wandb
 from omegaconf import OmegaConf
 
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.fragments import fragments
 from convrepro.result import read_result

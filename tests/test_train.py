@@ -13,7 +13,7 @@ import torch
 
 import lab_table
 from convrepro import environment
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.identity import Identity, digest, scientific
 from convrepro.module import Classifier

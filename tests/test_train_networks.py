@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.train import run
 

@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.evidence import collect
 from convrepro.models import build

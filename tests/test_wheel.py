@@ -30,7 +30,7 @@ def convrepro(installed: Path, folder: Path, *words: str) -> str:
 
 
 def test_it_is_the_installed_copy_that_runs(installed, tmp_path):
-    code = "import convrepro, convrepro.paths as p; print(convrepro.__file__, p.CONF)"
+    code = "import convrepro, convrepro.config.paths as p; print(convrepro.__file__, p.CONF)"
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     where = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
     assert where.count(str(installed)) == 2

@@ -15,7 +15,7 @@ import pytest
 import wandb
 from omegaconf import OmegaConf
 
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.fragments import fragments
 from convrepro.identity import Identity
 from convrepro.run_summary import summary

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.counting_rules import RULES, Count
-from convrepro.paths import REPRODUCTIONS
 from convrepro.tables import (
     CAUSES,
     UNITS,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrepro import train
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.deploy import check_target, export, fuse, load
 from convrepro.environment import describe
 from convrepro.errors import ConvReproError

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from convrepro import complexity, environment, models
-from convrepro.config import choices, compose_config
+from convrepro.config.compose import choices, compose_config
 from convrepro.coverage_record import (
     CRASH,
     NOTHING,

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.paths import REPRODUCTIONS
 from convrepro.result import write_json
 from convrepro.tables.render import markdown_grid
 

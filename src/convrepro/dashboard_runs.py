@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.dashboard import answering
 from convrepro.evidence import load_evidence, load_proxies
 from convrepro.identity import Identity, digest

@@ -14,10 +14,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.errors import ConvReproError
 from convrepro.identity import PLACES, changed
 from convrepro.locks import exclusive
-from convrepro.paths import REPRODUCTIONS, ROOT
 from convrepro.result import FILE, read_result, write_json
 from convrepro.speed_record import FOLDER, grid, merged, of_table, records
 from convrepro.tables import (

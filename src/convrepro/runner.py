@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from convrepro import train
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.plan import Job
 from convrepro.run_folder import ERROR

@@ -5,8 +5,8 @@ from pathlib import Path
 import yaml
 
 from convrepro.bench import Pair
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.paths import REPRODUCTIONS
 from convrepro.speed_record import OPERATORS
 from convrepro.tables import load_table
 

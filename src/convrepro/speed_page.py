@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convrepro.paths import REPRODUCTIONS
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.speed_record import FOLDER, MODES, OPERATORS, PLOT_FILE, Speed, Spread, grid, merged, records, spread
 from convrepro.tables.render import markdown_grid
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.paths import REPRODUCTIONS
 from convrepro.tables.render import markdown_grid
 
 FOLDER = "speed"

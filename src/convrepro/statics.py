@@ -7,7 +7,7 @@ from functools import cache
 from omegaconf import DictConfig
 
 from convrepro import complexity, train
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.ops.init import RepeatedFill
 from convrepro.surgery import SurgeryReport

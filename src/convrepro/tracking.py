@@ -18,7 +18,7 @@ from typing import Any
 
 import wandb
 
-from convrepro.confidential import is_secret
+from convrepro.config.secrets import is_secret
 from convrepro.environment import commit
 from convrepro.errors import Interrupted
 from convrepro.fragments import logged_epochs

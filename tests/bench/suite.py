@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from convrepro import statics, train
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.data.loader import BatchLoader, Normalize
 from convrepro.data.memory import MemorySource
 from convrepro.data.sets import Split

@@ -6,10 +6,10 @@ from pathlib import Path
 from convrepro.cluster import slurm
 from convrepro.cluster.manifest import Submission, submissions
 from convrepro.cluster.status import counts, survey, unfinished
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
 from convrepro.evidence import collect
-from convrepro.paths import REPRODUCTIONS
 from convrepro.plan import plan
 from convrepro.run_folder import state
 from convrepro.statics import count_table

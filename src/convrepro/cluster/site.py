@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from convrepro.confidential import is_secret, refuse_secrets
+from convrepro.config.paths import ROOT
+from convrepro.config.secrets import is_secret, refuse_secrets
 from convrepro.errors import ConvReproError
-from convrepro.paths import ROOT
 
 FILE = ROOT / "slurm" / "site.yaml"
 PREFIX = "CONVREPRO_SLURM_"

@@ -10,7 +10,7 @@ from convrepro.cluster import slurm
 from convrepro.cluster.manifest import Entry, Request, Submission, home, next_number, submissions, write
 from convrepro.cluster.scripts import Array, Shape, array_script, collect_script, first_run
 from convrepro.cluster.site import Site
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.environment import commit
 from convrepro.errors import ConvReproError
 from convrepro.identity import scientific

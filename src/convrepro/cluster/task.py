@@ -15,7 +15,7 @@ from pathlib import Path
 
 from convrepro.cluster import slurm
 from convrepro.cluster.manifest import Entry, read_manifest
-from convrepro.config import compose_config
+from convrepro.config.compose import compose_config
 from convrepro.environment import commit
 from convrepro.errors import Busy, ConvReproError, Interrupted
 from convrepro.run_folder import ERROR, rank, record_error, state

@@ -162,7 +162,7 @@ def _gather(arguments: argparse.Namespace) -> int:
 
 def _runs(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
     """Where the run folders are, whichever folder a job starts in, and the overrides but for those that say so."""
-    from convrepro.config import compose_config
+    from convrepro.config.compose import compose_config
 
     runs = Path(compose_config(arguments.overrides).runs).resolve()
     return runs, [o for o in arguments.overrides if not o.startswith("runs=")]

@@ -35,7 +35,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
 
     from omegaconf import OmegaConf
 
-    from convrepro.config import choices, compose_config
+    from convrepro.config.compose import choices, compose_config
 
     tables = _tables(arguments.what)
     if arguments.budget not in choices("budget"):
@@ -93,7 +93,7 @@ def _sync(arguments: argparse.Namespace) -> int:
 
     from omegaconf import OmegaConf
 
-    from convrepro.config import compose_config
+    from convrepro.config.compose import compose_config
     from convrepro.tables import load_table
 
     table = load_table(arguments.table)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convrepro.commands.look import status_line
+from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.errors import ConvReproError
-from convrepro.paths import REPRODUCTIONS, ROOT
 
 if TYPE_CHECKING:
     from convrepro.tables import Statics, Table
@@ -35,7 +35,7 @@ def add(verbs: Any) -> None:
 def _collect(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from convrepro.config import compose_config
+    from convrepro.config.compose import compose_config
     from convrepro.evidence import collect
     from convrepro.statics import count_table
     from convrepro.tables import load_table

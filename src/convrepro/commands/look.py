@@ -41,7 +41,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
         print("\n".join(list_models(arguments.pattern)))
     else:
-        from convrepro.config import choices, describe
+        from convrepro.config.compose import choices, describe
 
         group = arguments.what.removesuffix("s")
         for name in choices(group):
@@ -64,7 +64,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _count(arguments: argparse.Namespace) -> int:
     if any("=" in word for word in arguments.what):
-        from convrepro.config import compose_config
+        from convrepro.config.compose import compose_config
         from convrepro.statics import count_network
 
         print(count_network(compose_config(arguments.what)))

@@ -45,7 +45,7 @@ def selected(arguments: argparse.Namespace, runs: "Path | None" = None) -> "tupl
     """
     from pathlib import Path
 
-    from convrepro.config import compose_config
+    from convrepro.config.compose import compose_config
     from convrepro.plan import plan
     from convrepro.tables import load_table
 
@@ -57,7 +57,7 @@ def selected(arguments: argparse.Namespace, runs: "Path | None" = None) -> "tupl
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from convrepro.config import compose_config
+    from convrepro.config.compose import compose_config
 
     if arguments.multirun:
         from convrepro.sweep import sweep

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.evidence import PLOTS, plot_path
-from convrepro.paths import REPRODUCTIONS
 from convrepro.plots import draw
 from convrepro.plots.figures import Figure, costs, figures
 from convrepro.plots.speeds import speeds

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.paths import REPRODUCTIONS
 from convrepro.tables.parse import fail, parse_table
 from convrepro.tables.schema import Row, Table, settings
 

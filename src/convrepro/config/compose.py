@@ -15,9 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from convrepro.confidential import is_secret, refuse_secrets
+from convrepro.config.paths import CONF
+from convrepro.config.secrets import is_secret, refuse_secrets
 from convrepro.errors import ConvReproError
-from convrepro.paths import CONF
 
 GROUPS = ("conv", "data", "recipe", "budget", "trainer", "logger")
 

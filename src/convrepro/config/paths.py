@@ -6,7 +6,7 @@ CONVREPRO_TABLES names another folder of tables, `<paper>/<table>.yaml`, whose e
 import os
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 CONF = ROOT / "conf"
 REPRODUCTIONS = Path(os.environ.get("CONVREPRO_TABLES") or ROOT / "reproductions").absolute()

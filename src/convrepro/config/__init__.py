@@ -1,0 +1,1 @@
+"""The configuration of a run: composed by Hydra from `conf/`, checked, and without secrets."""
