@@ -9,9 +9,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import convrepro.zoo  # noqa: F401 (registers the zoo)
+import convrepro.models.zoo  # noqa: F401 (registers the zoo)
 from convrepro.data.sample import fit_to, load_sample
-from convrepro.surgery import replace_convs
+from convrepro.models.surgery import replace_convs
 
 NOISE = 1.05
 """An error that should not grow may by this factor."""

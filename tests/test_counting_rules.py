@@ -15,7 +15,7 @@ import torch
 from convrepro.complexity import count
 from convrepro.counting_rules import RULES, Count, LayerCount
 from convrepro.errors import ConvReproError
-from convrepro.models import build
+from convrepro.models.build import build
 
 NET = Count(
     (3, 8, 8),

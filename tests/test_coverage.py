@@ -14,7 +14,7 @@ from convrepro.cli import main
 from convrepro.coverage import _backward, attempt, cover, families, operators, smallest
 from convrepro.coverage_record import PAGE, RECORD, WORKS, crashes, read_record, render_page, write_page
 from convrepro.errors import ConvReproError
-from convrepro.models import list_models
+from convrepro.models.build import list_models
 from convrepro.ops import OPERATORS, DepthwisePointwise
 
 NETWORKS = ["resnet20_cifar", "mobilenetv2_035", "convnext_atto", "test_vit"]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from convrepro.cli import main
 from convrepro.config.compose import compose_config
-from convrepro.deploy import TOLERANCE, export, fuse
 from convrepro.errors import ConvReproError
+from convrepro.models.export import TOLERANCE, export, fuse
+from convrepro.models.surgery import replace_convs
 from convrepro.ops import (
     ConvOperator,
     HetConv2d,
@@ -29,7 +30,6 @@ from convrepro.ops.deployed import ScaleAndRoundInput
 from convrepro.ops.igc import ChannelShuffle
 from convrepro.ops.power_of_two import sign_and_exponent
 from convrepro.ops.quantizers import fixed_point
-from convrepro.surgery import replace_convs
 from convrepro.train import build_network
 from operator_cases import CASES, OperatorCase
 

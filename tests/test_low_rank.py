@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from converted import assert_never_worse, error, error_by_layer
 from convrepro.errors import ConvReproError
+from convrepro.models.surgery import replace_convs
 from convrepro.ops import LowRankConv2d
-from convrepro.surgery import replace_convs
 
 SCHEMES = ("channel", "spatial")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from convrepro.errors import ConvReproError
-from convrepro.models import build
+from convrepro.models.build import build
 from convrepro.ops import HetConv2d, LowRankConv2d, ShiftConv2d, SqueezeExcite
 
 STANDARD = {"name": "standard", "where": "dense_kxk"}

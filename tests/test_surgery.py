@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import WindowAttention
 from torch import Tensor, nn
 
-import convrepro.zoo  # noqa: F401 (registers the zoo)
+import convrepro.models.zoo  # noqa: F401 (registers the zoo)
 from convrepro.errors import ConvReproError
+from convrepro.models.surgery import replace_convs
 from convrepro.ops import (
     DepthwisePointwise,
     GroupPointwise,
@@ -21,7 +22,6 @@ from convrepro.ops import (
     SqueezeExcite,
     SqueezeExciteConv,
 )
-from convrepro.surgery import replace_convs
 
 
 @pytest.fixture(autouse=True, scope="module")

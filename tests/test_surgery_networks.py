@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import convrepro.zoo  # noqa: F401 (registers the zoo)
+import convrepro.models.zoo  # noqa: F401 (registers the zoo)
 from convrepro.errors import ConvReproError
+from convrepro.models.surgery import WHERE, replace_convs
 from convrepro.ops import HetConv2d
-from convrepro.surgery import WHERE, replace_convs
 
 NETWORKS = {
     "resnet18": {},

@@ -19,11 +19,11 @@ import torch
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.evidence import collect
-from convrepro.models import build
+from convrepro.models.build import build
+from convrepro.models.weights import locate
 from convrepro.plan import plan
 from convrepro.tables import load_table
 from convrepro.train import run
-from convrepro.weights import locate
 
 STANDARD = {"name": "standard", "where": "dense_kxk"}
 

@@ -11,7 +11,7 @@ import torchvision.models
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
-from convrepro.models import build
+from convrepro.models.build import build
 from convrepro.ops import ShiftConv2d
 
 STANDARD = {"name": "standard", "where": "dense_kxk"}

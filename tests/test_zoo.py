@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convrepro.errors import ConvReproError
-from convrepro.zoo import MODELS
-from convrepro.zoo.resnet_cifar import PadShortcut
+from convrepro.models.zoo import MODELS
+from convrepro.models.zoo.resnet_cifar import PadShortcut
 
 PARAMETERS = {
     "vgg16_cifar": 14_991_946,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
-from convrepro.zoo.mobilenet_v2_cifar import ROWS
+from convrepro.models.zoo.mobilenet_v2_cifar import ROWS
 
 
 def parameters(model: nn.Module) -> int:

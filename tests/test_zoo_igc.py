@@ -12,9 +12,9 @@ from torch import nn
 
 from convrepro import complexity
 from convrepro.errors import ConvReproError
+from convrepro.models.zoo.igcv3 import Igcv3, Igcv3Block
 from convrepro.ops import IGCV1Conv2d, IGCV2Conv2d
 from convrepro.ops.igc import ChannelShuffle
-from convrepro.zoo.igcv3 import Igcv3, Igcv3Block
 
 L24M2 = {"primary_partitions": 24, "secondary_partitions": 2}
 L4M8 = {"primary_partitions": 4, "secondary_partitions": 8}

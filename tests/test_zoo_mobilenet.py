@@ -7,7 +7,7 @@ from torch import nn
 
 from convrepro import complexity
 from convrepro.errors import ConvReproError
-from convrepro.models import build
+from convrepro.models.build import build
 from convrepro.ops import SqueezeExcite
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from convrepro.complexity import count
 from convrepro.errors import ConvReproError
+from convrepro.models.zoo.se_vgg import SEVGG
 from convrepro.ops import SqueezeExcite
-from convrepro.zoo.se_vgg import SEVGG
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 

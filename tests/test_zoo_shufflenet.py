@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from convrepro.complexity import count
 from convrepro.errors import ConvReproError
+from convrepro.models.zoo.shufflenet_v1 import CHANNELS, ShuffleUnit
 from convrepro.ops import SqueezeExcite
-from convrepro.zoo.shufflenet_v1 import CHANNELS, ShuffleUnit
 
 
 def totals(*rules: str, **model_args: object) -> list[int]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from convrepro import interruption
 from convrepro.errors import ConvReproError, Interrupted
+from convrepro.models.weights import read_checkpoint
 from convrepro.result import LAST, write_whole
-from convrepro.weights import read_checkpoint
 
 PREVIOUS = "previous.ckpt"
 #: Batches between two looks at what costs the device or the network to know: losses, and other devices' signals.

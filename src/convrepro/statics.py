@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from convrepro import complexity, train
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
+from convrepro.models.surgery import SurgeryReport
 from convrepro.ops.init import RepeatedFill
-from convrepro.surgery import SurgeryReport
 from convrepro.tables import Row, Table
 
 _counted: dict[str, complexity.Count] = {}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.deploy import fuse
+from convrepro.models.export import fuse
 from convrepro.ops import HetConv2d, IGCV1Conv2d
 
 

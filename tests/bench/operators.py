@@ -11,12 +11,12 @@ from formulations import IndexedIgc, MaskedHetConv, conv_relu_fused, with_formul
 from goal import Amount, Goal, Step
 from torch import nn
 
-from convrepro import models
-from convrepro.deploy import fuse
+from convrepro.models import build as models
+from convrepro.models.export import fuse
+from convrepro.models.zoo.igcv3 import Igcv3Block
 from convrepro.ops import HetConv2d, IGCV1Conv2d
 from convrepro.ops.shift import ShiftOperator
 from convrepro.ops.shift_packing import pack, unpack
-from convrepro.zoo.igcv3 import Igcv3Block
 
 BATCH = 128
 CLASSES = 10

@@ -18,7 +18,7 @@ def _export(arguments: argparse.Namespace) -> int:
     import torch
 
     from convrepro.config.compose import compose_config
-    from convrepro.deploy import TOLERANCE, check_target, export
+    from convrepro.models.export import TOLERANCE, check_target, export
     from convrepro.train import build_network
 
     path = Path(arguments.to)

@@ -37,7 +37,7 @@ def _list(arguments: argparse.Namespace) -> int:
             table = load_table(name)
             print(f"{name:24} {len(table.rows):3} rows  {table.title}")
     elif arguments.what == "models":
-        from convrepro.models import list_models
+        from convrepro.models.build import list_models
 
         print("\n".join(list_models(arguments.pattern)))
     else:

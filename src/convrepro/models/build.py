@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import timm
 from torch import Tensor, nn
 
-import convrepro.zoo  # noqa: F401 (registers the zoo's models with timm)
+import convrepro.models.zoo  # noqa: F401 (registers the zoo's models with timm)
 from convrepro.errors import ConvReproError
-from convrepro.surgery import SurgeryReport, replace_convs
-from convrepro.weights import differences, locate, read_checkpoint, state_of, unwrapped
+from convrepro.models.surgery import SurgeryReport, replace_convs
+from convrepro.models.weights import differences, locate, read_checkpoint, state_of, unwrapped
 
 RESERVED = {
     "num_classes": "the data set gives it",

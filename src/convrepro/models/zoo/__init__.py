@@ -1,6 +1,6 @@
 """Networks that timm lacks; importing this package registers them, so that `timm.create_model` builds them."""
 
-from convrepro.zoo import (
+from convrepro.models.zoo import (
     igcv1,
     igcv2,
     igcv3,

@@ -7,7 +7,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vgg import VGG, cfgs
 from torch import nn
 
-from convrepro.zoo.classifier import build, imagenet_cfg, squeeze_excite
+from convrepro.models.zoo.classifier import build, imagenet_cfg, squeeze_excite
 
 
 class SEVGG(VGG):

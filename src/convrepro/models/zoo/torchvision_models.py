@@ -12,7 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
-from convrepro.zoo.classifier import build, imagenet_cfg
+from convrepro.models.zoo.classifier import build, imagenet_cfg
 
 
 def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
+from convrepro.models.zoo.classifier import average_pool, build, cifar_cfg, imagenet_cfg
+from convrepro.models.zoo.igc import IgcClassifier, PlainCifar, check_depth
 from convrepro.ops import IGCV1Conv2d
-from convrepro.zoo.classifier import average_pool, build, cifar_cfg, imagenet_cfg
-from convrepro.zoo.igc import IgcClassifier, PlainCifar, check_depth
 
 GROWS = ("primary", "secondary")
 

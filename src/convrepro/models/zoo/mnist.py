@@ -3,7 +3,7 @@
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from convrepro.zoo.classifier import ImageClassifier, build
+from convrepro.models.zoo.classifier import ImageClassifier, build
 
 
 class MnistFc(ImageClassifier):

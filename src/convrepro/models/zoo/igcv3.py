@@ -11,9 +11,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
+from convrepro.models.zoo.classifier import average_pool, build, cifar_cfg, imagenet_cfg
+from convrepro.models.zoo.igc import IgcClassifier
 from convrepro.ops.igc import ChannelShuffle
-from convrepro.zoo.classifier import average_pool, build, cifar_cfg, imagenet_cfg
-from convrepro.zoo.igc import IgcClassifier
 
 EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 STRIDES = (1, 2, 2, 2, 1, 2, 1)

@@ -11,7 +11,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from convrepro.zoo.classifier import build, imagenet_cfg, squeeze_excite
+from convrepro.models.zoo.classifier import build, imagenet_cfg, squeeze_excite
 
 
 class Stride1x1Bottleneck(Bottleneck):

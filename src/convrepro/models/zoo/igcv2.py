@@ -8,9 +8,9 @@ from functools import partial
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from convrepro.models.zoo.classifier import build, cifar_cfg
+from convrepro.models.zoo.igc import PlainCifar
 from convrepro.ops import IGCV2Conv2d
-from convrepro.zoo.classifier import build, cifar_cfg
-from convrepro.zoo.igc import PlainCifar
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int, **knobs: object) -> nn.Module:

@@ -9,7 +9,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
-from convrepro.zoo.classifier import (
+from convrepro.models.zoo.classifier import (
     CifarClassifier,
     ImageClassifier,
     average_pool,

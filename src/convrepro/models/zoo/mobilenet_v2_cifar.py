@@ -8,7 +8,7 @@ of ReLU6; a 1x1 expansion in the first block, too; a 1x1 shortcut where a block 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from convrepro.zoo.classifier import ImageClassifier, average_pool, build, cifar_cfg
+from convrepro.models.zoo.classifier import ImageClassifier, average_pool, build, cifar_cfg
 
 ROWS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, output channels, number of blocks and stride of the first of them."""

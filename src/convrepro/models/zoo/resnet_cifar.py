@@ -13,7 +13,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
-from convrepro.zoo.classifier import CifarClassifier, average_pool, build, cifar_cfg, squeeze_excite
+from convrepro.models.zoo.classifier import CifarClassifier, average_pool, build, cifar_cfg, squeeze_excite
 
 
 class PadShortcut(nn.Module):

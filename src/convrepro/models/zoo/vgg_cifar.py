@@ -7,7 +7,7 @@ configuration D, with batch norm, and 512-512-10 in place of its three linear la
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from convrepro.zoo.classifier import CifarClassifier, average_pool, build, cifar_cfg, squeeze_excite
+from convrepro.models.zoo.classifier import CifarClassifier, average_pool, build, cifar_cfg, squeeze_excite
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
+from convrepro.models.zoo.classifier import ImageClassifier, average_pool
 from convrepro.ops import ConvOperator
 from convrepro.ops.init import init_weight_
-from convrepro.zoo.classifier import ImageClassifier, average_pool
 
 MakeConv = Callable[[int, int, int], nn.Module]
 """(in_channels, out_channels, stride) to a 3x3 convolution, or what takes its place."""

@@ -8,8 +8,8 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
+from convrepro.models.zoo.classifier import ImageClassifier, average_pool, build, imagenet_cfg, squeeze_excite
 from convrepro.ops.igc import ChannelShuffle
-from convrepro.zoo.classifier import ImageClassifier, average_pool, build, imagenet_cfg, squeeze_excite
 
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Output channels of stage 2 by the number of groups; each later stage has twice as many."""

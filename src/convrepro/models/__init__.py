@@ -1,0 +1,1 @@
+"""Networks: built by name, their convolutions replaced, their weights loaded, exported."""
