@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 from convrepro.audit import audit, render_audit
-from convrepro.counting_rules import Count, LayerCount
+from convrepro.complexity.rules import Count, LayerCount
 from convrepro.tables.parse import parse_table
 
 SOURCE = {"source": "the paper", "confidence": "found"}

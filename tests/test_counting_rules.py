@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from convrepro.complexity import count
-from convrepro.counting_rules import RULES, Count, LayerCount
+from convrepro.complexity.rules import RULES, Count, LayerCount
 from convrepro.errors import ConvReproError
 from convrepro.models.build import build
 
@@ -131,7 +131,7 @@ def test_the_headline(macs, shifts, text):
 
 
 def test_rules_are_known_without_torch():
-    code = "import sys, convrepro.counting_rules; assert not {'torch', 'fvcore'} & set(sys.modules)"
+    code = "import sys, convrepro.complexity.rules; assert not {'torch', 'fvcore'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
+from convrepro.complexity.rules import RULES
 from convrepro.config.paths import CONF
-from convrepro.counting_rules import RULES
 from convrepro.errors import ConvReproError
 from convrepro.tables import (
     Trained,

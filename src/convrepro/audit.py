@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from convrepro.complexity.rules import RULES, Count
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.counting_rules import RULES, Count
 from convrepro.tables import (
     CAUSES,
     UNITS,
@@ -167,7 +167,7 @@ def render_audit(findings: list[Finding]) -> str:
         "Every published value of the tables here that needs no training (multiply-accumulates, parameters, sizes, "
         "percentages of these), recounted from the networks of this project. Written by `convrepro report --audit`; "
         "sources and confidence of the published values are in the tables, the definitions of the rules in "
-        "`src/convrepro/counting_rules.py`.",
+        "`src/convrepro/complexity/rules.py`.",
         "\n".join(_totals(findings)),
     ]
     for group, meaning in GROUPS.items():

@@ -1,6 +1,6 @@
 """What a network costs, by layer and by counting rule."""
 
 from convrepro.complexity.counting import count, cross_check
-from convrepro.counting_rules import MULTIPLYING, RULES, Count, LayerCount, Rule
+from convrepro.complexity.rules import MULTIPLYING, RULES, Count, LayerCount, Rule
 
 __all__ = ["MULTIPLYING", "RULES", "Count", "LayerCount", "Rule", "count", "cross_check"]

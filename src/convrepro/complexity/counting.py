@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from convrepro.complexity.rules import MULTIPLYING, Count, LayerCount
 from convrepro.complexity.tracing import (
     ADDITIONS,
     CONV_OUTPUTS,
@@ -24,7 +25,6 @@ from convrepro.complexity.tracing import (
     counting_form,
     trace,
 )
-from convrepro.counting_rules import MULTIPLYING, Count, LayerCount
 from convrepro.errors import ConvReproError
 from convrepro.ops import LINEAR_OPERATORS, ConvOperator
 

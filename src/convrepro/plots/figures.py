@@ -7,7 +7,7 @@ from itertools import takewhile
 from math import floor, log10
 from typing import ClassVar
 
-from convrepro.counting_rules import RULES
+from convrepro.complexity.rules import RULES
 from convrepro.tables import UNITS, Cell, Counted, Metric, Results, Row, Statics, Table, Trained, judge
 from convrepro.tables.verdict import count, standing
 
