@@ -10,7 +10,7 @@ import small_table
 from convrepro.cluster.manifest import Request, Submission
 from convrepro.cluster.manifest import write as write_submission
 from convrepro.cluster.submission import Left, arrange
-from convrepro.plan import Job, plan
+from convrepro.runs.plan import Job, plan
 from convrepro.tables import Table, load_table
 
 NAME = "lab/tiny"

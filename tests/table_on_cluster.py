@@ -17,7 +17,7 @@ from convrepro.cluster.site import load_site
 from convrepro.cluster.status import logs_of
 from convrepro.cluster.submission import submit
 from convrepro.config.compose import compose_config
-from convrepro.plan import Job
+from convrepro.runs.plan import Job
 from convrepro.train import run
 
 

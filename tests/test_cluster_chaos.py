@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 
 import lab_table
-from convrepro.plan import Job
+from convrepro.runs.plan import Job
 from table_on_cluster import Lab, result, science
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

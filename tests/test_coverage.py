@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from convrepro import environment
 from convrepro.cli import main
 from convrepro.coverage import _backward, attempt, cover, families, operators, smallest
 from convrepro.coverage_record import PAGE, RECORD, WORKS, crashes, read_record, render_page, write_page
 from convrepro.errors import ConvReproError
 from convrepro.models.build import list_models
 from convrepro.ops import OPERATORS, DepthwisePointwise
+from convrepro.runs import environment
 
 NETWORKS = ["resnet20_cifar", "mobilenetv2_035", "convnext_atto", "test_vit"]
 

@@ -15,8 +15,8 @@ from convrepro.cli import main
 from convrepro.dashboard import report, workspace
 from convrepro.dashboard_panels import PALETTE
 from convrepro.evidence import load_evidence
-from convrepro.identity import Identity
-from convrepro.result import FILE
+from convrepro.runs.identity import Identity
+from convrepro.runs.result import FILE
 from convrepro.tables import list_tables, load_table
 from wandb_server import WandbServer
 

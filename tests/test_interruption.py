@@ -6,7 +6,7 @@ import time
 
 PARENT = """
 import multiprocessing, os, signal, time
-from convrepro import interruption
+from convrepro.runs import interruption
 
 interruption.listen()
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)

@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
-from convrepro import interruption
 from convrepro.errors import Interrupted
 from convrepro.module import Classifier
-from convrepro.run_folder import state
+from convrepro.runs import interruption
+from convrepro.runs.folder import state
 from small_runs import EPOCHS, MNIST_FC, STATEFUL, STEPS, before_hook, ended, science, start, train, wait
 
 RANDOM = random.Random(4)

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from convrepro.run_folder import state
+from convrepro.runs.folder import state
 from small_runs import STATEFUL, before_hook, ended, science, start
 
 #: 2 epochs of 16 steps; processes that share a core exchange gradients slowly.

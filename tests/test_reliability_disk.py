@@ -10,7 +10,7 @@ import pytest
 from convrepro.errors import ConvReproError
 from convrepro.models.weights import read_checkpoint
 from convrepro.module import Classifier
-from convrepro.run_folder import state
+from convrepro.runs.folder import state
 from small_runs import EPOCHS, STATEFUL, STEPS, ended, parts, science, start, train
 
 #: A checkpoint of `STATEFUL` (669,706 parameters with two moments each, float32), in bytes, somewhat less than it is.

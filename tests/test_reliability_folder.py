@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from convrepro import run_folder
 from convrepro.errors import Busy, ConvReproError
 from convrepro.module import Classifier
-from convrepro.run_folder import hold, record_error, state
+from convrepro.runs import folder as run_folder
+from convrepro.runs.folder import hold, record_error, state
 from small_runs import EPOCHS, STATEFUL, STEPS, before_hook, ended, science, start, train, wait
 
 #: Names the run's folder before it is there.

@@ -7,7 +7,7 @@ import torch
 
 from convrepro.errors import ConvReproError
 from convrepro.module import Classifier
-from convrepro.run_folder import state
+from convrepro.runs.folder import state
 from small_runs import STATEFUL, STEPS, science, train
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convrepro.run_summary import STATIC, rules_of, summary
+from convrepro.runs.summary import STATIC, rules_of, summary
 from convrepro.tables import load_table
 
 TABLE = load_table("hetconv/table1")

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from convrepro.plan import plan
 from convrepro.runner import run_jobs, validate
+from convrepro.runs.plan import plan
 from convrepro.tables import list_tables, load_table
 
 SMALL = ["budget.train_examples=64", "budget.test_examples=64", "recipe.batch_size=32", "trainer=cpu", "logger=none"]

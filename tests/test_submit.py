@@ -16,8 +16,8 @@ from convrepro.cluster.scripts import Shape, array_script, collect_script
 from convrepro.cluster.site import Site, load_site, parse_flags
 from convrepro.cluster.submission import arrange, remaining, submit
 from convrepro.errors import ConvReproError
-from convrepro.plan import Job
-from convrepro.result import write_json
+from convrepro.runs.plan import Job
+from convrepro.runs.result import write_json
 from lab_table import no_slurm  # noqa: F401 a fixture
 
 TWO_NODES = "[trainer.accelerator=gpu, trainer.devices=2, trainer.num_nodes=2]"

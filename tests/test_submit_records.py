@@ -18,9 +18,9 @@ from convrepro.cluster.status import render, survey
 from convrepro.cluster.submission import live_runs
 from convrepro.errors import ConvReproError
 from convrepro.evidence import load_evidence
-from convrepro.plan import Job
-from convrepro.result import write_json
-from convrepro.run_folder import record_error
+from convrepro.runs.folder import record_error
+from convrepro.runs.plan import Job
+from convrepro.runs.result import write_json
 from convrepro.tables import load_table
 from lab_table import no_slurm  # noqa: F401 a fixture
 

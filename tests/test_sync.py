@@ -12,9 +12,9 @@ import pytest
 from convrepro.cli import main
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.fragments import Fragment, fragments
-from convrepro.result import FILE, write_json
-from convrepro.run_folder import hold
-from convrepro.run_summary import summary
+from convrepro.runs.folder import hold
+from convrepro.runs.result import FILE, write_json
+from convrepro.runs.summary import summary
 from convrepro.wandb_sync import Synced, There, missing, sync
 from wandb_runs import IDENTITY, TABLE, attempt, client, composed, end, history, result, served, start, train, wait
 from wandb_server import RunRecord, WandbServer

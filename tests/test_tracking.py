@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.fragments import fragments
-from convrepro.result import read_result
-from convrepro.run_summary import summary
+from convrepro.runs.result import read_result
+from convrepro.runs.summary import summary
 from convrepro.tracking import LOGGED, offline_without_key, without_secrets
 from convrepro.wandb_sync import sync
 from wandb_runs import IDENTITY, ROW, SHIFT, TABLE, attempt, client, composed, served, train

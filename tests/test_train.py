@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import lab_table
-from convrepro import environment
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
-from convrepro.identity import Identity, digest, scientific
 from convrepro.module import Classifier
 from convrepro.runner import run_jobs
+from convrepro.runs import environment
+from convrepro.runs.identity import Identity, digest, scientific
 from convrepro.train import loader_batch
 from small_runs import MNIST_FC, science, train
 

@@ -21,7 +21,7 @@ from convrepro.errors import ConvReproError
 from convrepro.evidence import collect
 from convrepro.models.build import build
 from convrepro.models.weights import locate
-from convrepro.plan import plan
+from convrepro.runs.plan import plan
 from convrepro.tables import load_table
 from convrepro.train import run
 

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from convrepro.config.compose import compose_config
 from convrepro.fragments import fragments
-from convrepro.identity import Identity
-from convrepro.run_summary import summary
+from convrepro.runs.identity import Identity
+from convrepro.runs.summary import summary
 from convrepro.tracking import RunLogger, build_logger
 from convrepro.train import run
 from wandb_server import WandbServer

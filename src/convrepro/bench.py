@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from convrepro import train
 from convrepro.config.compose import compose_config
-from convrepro.environment import describe
 from convrepro.errors import ConvReproError
 from convrepro.models.export import check_target, export, fuse, load
+from convrepro.runs.environment import describe
 from convrepro.tables import Table
 
 MODES = ("train", "inference", "exported")

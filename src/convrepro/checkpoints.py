@@ -13,10 +13,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from convrepro import interruption
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.models.weights import read_checkpoint
-from convrepro.result import LAST, write_whole
+from convrepro.runs import interruption
+from convrepro.runs.result import LAST, write_whole
 
 PREVIOUS = "previous.ckpt"
 #: Batches between two looks at what costs the device or the network to know: losses, and other devices' signals.

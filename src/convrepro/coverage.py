@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
-from convrepro import complexity, environment
+from convrepro import complexity
 from convrepro.config.compose import choices, compose_config
 from convrepro.coverage_record import (
     CRASH,
@@ -38,6 +38,7 @@ from convrepro.errors import ConvReproError
 from convrepro.models import build as models
 from convrepro.models.surgery import NothingToReplace, SurgeryReport, layer_kinds
 from convrepro.ops import OPERATORS
+from convrepro.runs import environment
 
 PATIENCE = 1800
 """Seconds after which a cell counts as hanging."""

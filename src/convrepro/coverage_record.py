@@ -15,7 +15,7 @@ from typing import Any
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.result import write_json
+from convrepro.runs.result import write_json
 from convrepro.tables.render import markdown_grid
 
 SCHEMA = 1

@@ -7,8 +7,8 @@ import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2.interface import Panel
 
-from convrepro.identity import Identity
-from convrepro.run_summary import STATIC
+from convrepro.runs.identity import Identity
+from convrepro.runs.summary import STATIC
 from convrepro.tables import Metric, Row, Table, Trained
 from convrepro.tables.render import describe_source
 

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from convrepro.config.compose import compose_config
 from convrepro.dashboard import answering
 from convrepro.evidence import load_evidence, load_proxies
-from convrepro.identity import Identity, digest
-from convrepro.result import FILE, read_result
+from convrepro.runs.identity import Identity, digest
+from convrepro.runs.result import FILE, read_result
 from convrepro.tables import Table
 from convrepro.tracking import LOGGED, replay
 from convrepro.wandb_sync import Server, There, whole

@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
-from convrepro.run_folder import write_progress
+from convrepro.runs.folder import write_progress
 
 #: Seconds from one `progress.json` to the next within an epoch.
 INTERVAL = 5

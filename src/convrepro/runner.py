@@ -6,8 +6,8 @@ from typing import Any
 from convrepro import train
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError, Interrupted
-from convrepro.plan import Job
-from convrepro.run_folder import ERROR
+from convrepro.runs.folder import ERROR
+from convrepro.runs.plan import Job
 
 Results = dict[str, dict[int, dict[str, Any]]]
 

@@ -19,10 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from convrepro import interruption
 from convrepro.config.compose import check_overrides, settle
 from convrepro.config.paths import CONF
 from convrepro.errors import ConvReproError, Interrupted
+from convrepro.runs import interruption
 
 SLURM = "submitit_slurm"
 #: Of hydra.launcher, where the command line does not say otherwise. Slurm warns a run before its time limit, and it is

@@ -19,12 +19,12 @@ from typing import Any
 import wandb
 
 from convrepro.config.secrets import is_secret
-from convrepro.environment import commit
 from convrepro.errors import Interrupted
 from convrepro.fragments import logged_epochs
-from convrepro.identity import Identity
-from convrepro.result import LAST
-from convrepro.run_summary import so_far, summary
+from convrepro.runs.environment import commit
+from convrepro.runs.identity import Identity
+from convrepro.runs.result import LAST
+from convrepro.runs.summary import so_far, summary
 
 STEP = "trainer/global_step"
 #: What is logged of each epoch; the epoch and the step beside it.

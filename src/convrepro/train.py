@@ -15,19 +15,20 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from convrepro import complexity, interruption
+from convrepro import complexity
 from convrepro.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.data import ImageData
-from convrepro.environment import describe
 from convrepro.errors import ConvReproError, Interrupted
-from convrepro.identity import Identity, changed, digest, scientific
 from convrepro.models import build as models
 from convrepro.models.weights import is_url
 from convrepro.module import Classifier
 from convrepro.progress import EpochLog, Progress, bar
-from convrepro.result import FILE, LAST, SCHEMA, TornResult, finite, read_result, write_json
-from convrepro.run_folder import hold, rank
-from convrepro.run_summary import STATIC, last_and_best, rules_of, summary
+from convrepro.runs import interruption
+from convrepro.runs.environment import describe
+from convrepro.runs.folder import hold, rank
+from convrepro.runs.identity import Identity, changed, digest, scientific
+from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite, read_result, write_json
+from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
 from convrepro.tracking import RunLogger, build_logger
 
 #: Warnings of Lightning about its own internals, or about what is meant here.

@@ -16,9 +16,9 @@ import wandb
 
 from convrepro.errors import ConvReproError
 from convrepro.fragments import Fragment, fragments
-from convrepro.identity import Identity
-from convrepro.result import read_result
-from convrepro.run_folder import busy
+from convrepro.runs.folder import busy
+from convrepro.runs.identity import Identity
+from convrepro.runs.result import read_result
 from convrepro.tracking import hidden_secrets, replay
 
 #: Seconds in which an attempt has to be sent.

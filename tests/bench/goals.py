@@ -15,7 +15,7 @@ import torch
 from goal import line
 
 from convrepro.bench import Setting, record, where_and_how
-from convrepro.result import write_json
+from convrepro.runs.result import write_json
 
 THREADS = 2
 

@@ -25,8 +25,8 @@ from convrepro.config.compose import compose_config
 from convrepro.data.loader import BatchLoader, Normalize
 from convrepro.data.memory import MemorySource
 from convrepro.data.sets import Split
-from convrepro.identity import Identity
 from convrepro.progress import Progress
+from convrepro.runs.identity import Identity
 from convrepro.tables import Row, list_tables, load_table
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -10,8 +10,8 @@ from convrepro.config.compose import compose_config
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
 from convrepro.evidence import collect
-from convrepro.plan import plan
-from convrepro.run_folder import state
+from convrepro.runs.folder import state
+from convrepro.runs.plan import plan
 from convrepro.statics import count_table
 from convrepro.tables import load_table, render_table
 

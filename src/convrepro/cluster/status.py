@@ -11,9 +11,9 @@ from convrepro.cluster.manifest import Submission
 from convrepro.cluster.scripts import first_run
 from convrepro.cluster.slurm import Queued
 from convrepro.cluster.submission import live_runs
-from convrepro.environment import commit
-from convrepro.plan import Job
-from convrepro.run_folder import RunState, state
+from convrepro.runs.environment import commit
+from convrepro.runs.folder import RunState, state
+from convrepro.runs.plan import Job
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -11,12 +11,12 @@ from convrepro.cluster.manifest import Entry, Request, Submission, home, next_nu
 from convrepro.cluster.scripts import Array, Shape, array_script, collect_script, first_run
 from convrepro.cluster.site import Site
 from convrepro.config.compose import compose_config
-from convrepro.environment import commit
 from convrepro.errors import ConvReproError
-from convrepro.identity import scientific
-from convrepro.locks import exclusive
-from convrepro.plan import Job
-from convrepro.run_folder import state
+from convrepro.runs.environment import commit
+from convrepro.runs.folder import state
+from convrepro.runs.identity import scientific
+from convrepro.runs.plan import Job
+from convrepro.runs.storage import exclusive
 
 #: MaxArraySize where a dry run has no Slurm to ask; it is Slurm's default.
 DEFAULT_ARRAY_SIZE = 1001

@@ -16,9 +16,9 @@ from pathlib import Path
 from convrepro.cluster import slurm
 from convrepro.cluster.manifest import Entry, read_manifest
 from convrepro.config.compose import compose_config
-from convrepro.environment import commit
 from convrepro.errors import Busy, ConvReproError, Interrupted
-from convrepro.run_folder import ERROR, rank, record_error, state
+from convrepro.runs.environment import commit
+from convrepro.runs.folder import ERROR, rank, record_error, state
 
 #: Ends in a row without a step more, after which a run has failed: those without a reason, and those asked for.
 UNTOLD, ASKED = 3, 10

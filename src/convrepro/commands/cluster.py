@@ -6,12 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convrepro import interruption
 from convrepro.commands.training import add_selection, selected
+from convrepro.runs import interruption
 
 if TYPE_CHECKING:
     from convrepro.cluster.manifest import Request, Submission
-    from convrepro.plan import Job
+    from convrepro.runs.plan import Job
 
 #: Columns of a status that is not shown on a terminal.
 PLAIN_WIDTH = 160

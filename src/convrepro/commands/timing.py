@@ -28,7 +28,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from convrepro import bench
-    from convrepro.result import write_json
+    from convrepro.runs.result import write_json
 
     setting = bench.Setting(
         arguments.batch_size,

@@ -4,14 +4,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from convrepro import interruption
 from convrepro.commands.look import status_line
 from convrepro.errors import ConvReproError
+from convrepro.runs import interruption
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from convrepro.plan import Job
+    from convrepro.runs.plan import Job
     from convrepro.tables import Table
 
 
@@ -46,7 +46,7 @@ def selected(arguments: argparse.Namespace, runs: "Path | None" = None) -> "tupl
     from pathlib import Path
 
     from convrepro.config.compose import compose_config
-    from convrepro.plan import plan
+    from convrepro.runs.plan import plan
     from convrepro.tables import load_table
 
     table = load_table(arguments.table)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convrepro.errors import ConvReproError
-from convrepro.identity import Identity, digest, scientific
-from convrepro.result import LAST
+from convrepro.runs.identity import Identity, digest, scientific
+from convrepro.runs.result import LAST
 from convrepro.tables import Row, Table
 
 #: What a plan sets itself, and how to choose it.

@@ -1,0 +1,1 @@
+"""What a run is: its identity, plan, folder, result and environment. Imports no torch."""
