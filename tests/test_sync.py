@@ -11,11 +11,11 @@ import pytest
 
 from convrepro.cli import main
 from convrepro.errors import ConvReproError, Interrupted
-from convrepro.fragments import Fragment, fragments
 from convrepro.runs.folder import hold
 from convrepro.runs.result import FILE, write_json
 from convrepro.runs.summary import summary
-from convrepro.wandb_sync import Synced, There, missing, sync
+from convrepro.tracking.offline import Fragment, fragments
+from convrepro.tracking.sync import Synced, There, missing, sync
 from wandb_runs import IDENTITY, TABLE, attempt, client, composed, end, history, result, served, start, train, wait
 from wandb_server import RunRecord, WandbServer
 

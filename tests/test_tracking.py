@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
-from convrepro.fragments import fragments
 from convrepro.runs.result import read_result
 from convrepro.runs.summary import summary
-from convrepro.tracking import LOGGED, offline_without_key, without_secrets
-from convrepro.wandb_sync import sync
+from convrepro.tracking.logger import LOGGED, offline_without_key, without_secrets
+from convrepro.tracking.offline import fragments
+from convrepro.tracking.sync import sync
 from wandb_runs import IDENTITY, ROW, SHIFT, TABLE, attempt, client, composed, served, train
 from wandb_server import RunRecord, WandbServer
 

@@ -16,10 +16,10 @@ import wandb
 from omegaconf import OmegaConf
 
 from convrepro.config.compose import compose_config
-from convrepro.fragments import fragments
 from convrepro.runs.identity import Identity
 from convrepro.runs.summary import summary
-from convrepro.tracking import RunLogger, build_logger
+from convrepro.tracking.logger import RunLogger, build_logger
+from convrepro.tracking.offline import fragments
 from convrepro.train import run
 from wandb_server import WandbServer
 

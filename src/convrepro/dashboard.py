@@ -24,7 +24,7 @@ from convrepro.errors import ConvReproError
 from convrepro.runs.result import write_json
 from convrepro.tables import Results, Statics, Table, judge_claim, tally
 from convrepro.tables.render import describe_source
-from convrepro.wandb_sync import Server
+from convrepro.tracking.sync import Server
 
 WORKSPACE, REPORT = "project-view", "runs"
 #: Columns of a report's grid, in W&B's units, and the size of a panel in it.

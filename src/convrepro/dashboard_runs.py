@@ -20,8 +20,8 @@ from convrepro.evidence import load_evidence, load_proxies
 from convrepro.runs.identity import Identity, digest
 from convrepro.runs.result import FILE, read_result
 from convrepro.tables import Table
-from convrepro.tracking import LOGGED, replay
-from convrepro.wandb_sync import Server, There, whole
+from convrepro.tracking.logger import LOGGED, replay
+from convrepro.tracking.sync import Server, There, whole
 
 Result = Mapping[str, Any]
 

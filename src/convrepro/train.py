@@ -29,7 +29,7 @@ from convrepro.runs.folder import hold, rank
 from convrepro.runs.identity import Identity, changed, digest, scientific
 from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite, read_result, write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
-from convrepro.tracking import RunLogger, build_logger
+from convrepro.tracking.logger import RunLogger, build_logger
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = (

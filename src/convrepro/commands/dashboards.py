@@ -44,8 +44,8 @@ def _dashboard(arguments: argparse.Namespace) -> int:
         from convrepro import dashboard
     except ModuleNotFoundError as missing:
         raise ConvReproError(f"a dashboard needs {missing.name}; `pip install 'convrepro[dashboard]'`") from missing
-    from convrepro.tracking import offline_without_key
-    from convrepro.wandb_sync import Server
+    from convrepro.tracking.logger import offline_without_key
+    from convrepro.tracking.sync import Server
 
     logger = OmegaConf.to_container(compose_config(arguments.overrides).logger)
     mode = offline_without_key(logger.get("mode", "disabled"))
@@ -101,7 +101,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     if logger["name"] == "none":
         raise ConvReproError("logger=none has no W&B project to send runs to; leave it out")
     os.environ["WANDB_MODE"] = "online"  # of this command, whatever the runs are told
-    from convrepro.wandb_sync import sync
+    from convrepro.tracking.sync import sync
 
     outcome = sync(table.name, Path(arguments.runs), logger, print)
     print(outcome.counts)

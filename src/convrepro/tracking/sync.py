@@ -15,11 +15,11 @@ from typing import Any
 import wandb
 
 from convrepro.errors import ConvReproError
-from convrepro.fragments import Fragment, fragments
 from convrepro.runs.folder import busy
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import read_result
-from convrepro.tracking import hidden_secrets, replay
+from convrepro.tracking.logger import hidden_secrets, replay
+from convrepro.tracking.offline import Fragment, fragments
 
 #: Seconds in which an attempt has to be sent.
 SENDING = 300

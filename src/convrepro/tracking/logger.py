@@ -20,11 +20,11 @@ import wandb
 
 from convrepro.config.secrets import is_secret
 from convrepro.errors import Interrupted
-from convrepro.fragments import logged_epochs
 from convrepro.runs.environment import commit
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import LAST
 from convrepro.runs.summary import so_far, summary
+from convrepro.tracking.offline import logged_epochs
 
 STEP = "trainer/global_step"
 #: What is logged of each epoch; the epoch and the step beside it.
