@@ -10,7 +10,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from convrepro.config.compose import compose_config
-from convrepro.train import run
+from convrepro.training.run import run
 
 TINY = ["budget.train_examples=256", "budget.test_examples=100", "trainer=cpu", "logger=none"]
 MNIST_FC = ["model=deepshift_mnist_fc", "recipe=deepshift_mnist_v5", *TINY]
@@ -66,7 +66,7 @@ def before_hook(hook: str, code: str) -> str:
     """Code that has the module execute `code`, one line, whenever its method `hook` is called."""
     return f"""
 import os, pathlib, signal, time
-from convrepro.module import Classifier
+from convrepro.training.module import Classifier
 def {hook}(self, *args, then=Classifier.{hook}, **named):
     {code}
     return then(self, *args, **named)

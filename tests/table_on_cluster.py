@@ -18,7 +18,7 @@ from convrepro.cluster.status import logs_of
 from convrepro.cluster.submission import submit
 from convrepro.config.compose import compose_config
 from convrepro.runs.plan import Job
-from convrepro.train import run
+from convrepro.training.run import run
 
 
 class Lab:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convrepro.config.compose import compose_config
-from convrepro.train import run
+from convrepro.training.run import run
 
 pytestmark = [pytest.mark.cluster]
 

@@ -9,7 +9,7 @@ import pytest
 
 from cluster import LocalCluster
 from convrepro.errors import ConvReproError
-from convrepro.sweep import sweep
+from convrepro.training.sweep import sweep
 
 pytestmark = [pytest.mark.cluster]
 

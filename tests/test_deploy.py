@@ -30,7 +30,7 @@ from convrepro.ops.deployed import ScaleAndRoundInput
 from convrepro.ops.igc import ChannelShuffle
 from convrepro.ops.power_of_two import sign_and_exponent
 from convrepro.ops.quantizers import fixed_point
-from convrepro.train import build_network
+from convrepro.training.run import build_network
 from operator_cases import CASES, OperatorCase
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

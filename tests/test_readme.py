@@ -10,7 +10,7 @@ import pytest
 from convrepro.cli import parse
 from convrepro.config.compose import compose_config
 from convrepro.tables import load_table
-from convrepro.train import build_network
+from convrepro.training.run import build_network
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 USES = re.sub(r"### Add an? .*?(?=\n### |\n## )", "", README, flags=re.DOTALL)  # what is added: test_readme_examples.py

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from convrepro.errors import Interrupted
-from convrepro.module import Classifier
 from convrepro.runs import interruption
 from convrepro.runs.folder import state
+from convrepro.training.module import Classifier
 from small_runs import EPOCHS, MNIST_FC, STATEFUL, STEPS, before_hook, ended, science, start, train, wait
 
 RANDOM = random.Random(4)

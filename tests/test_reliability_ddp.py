@@ -16,7 +16,7 @@ PAIR += ["trainer.devices=2", "trainer.strategy=ddp", "table=a/table", "row=row"
 RANK = "os.environ.get('LOCAL_RANK', '0')"
 NAN = f"""
 import os
-from convrepro.module import Classifier
+from convrepro.training.module import Classifier
 def training_step(self, *args, then=Classifier.training_step):
     bad = {RANK} == '1' and self.trainer.global_step == 11
     return then(self, *args) * (float('nan') if bad else 1)

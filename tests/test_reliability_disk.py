@@ -9,8 +9,8 @@ import pytest
 
 from convrepro.errors import ConvReproError
 from convrepro.models.weights import read_checkpoint
-from convrepro.module import Classifier
 from convrepro.runs.folder import state
+from convrepro.training.module import Classifier
 from small_runs import EPOCHS, STATEFUL, STEPS, ended, parts, science, start, train
 
 #: A checkpoint of `STATEFUL` (669,706 parameters with two moments each, float32), in bytes, somewhat less than it is.

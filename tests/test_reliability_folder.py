@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from convrepro.errors import Busy, ConvReproError
-from convrepro.module import Classifier
 from convrepro.runs import folder as run_folder
 from convrepro.runs.folder import hold, record_error, state
+from convrepro.training.module import Classifier
 from small_runs import EPOCHS, STATEFUL, STEPS, before_hook, ended, science, start, train, wait
 
 #: Names the run's folder before it is there.

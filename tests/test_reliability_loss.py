@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from convrepro.errors import ConvReproError
-from convrepro.module import Classifier
 from convrepro.runs.folder import state
+from convrepro.training.module import Classifier
 from small_runs import STATEFUL, STEPS, science, train
 
 

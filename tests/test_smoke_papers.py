@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from convrepro.runner import run_jobs, validate
 from convrepro.runs.plan import plan
 from convrepro.tables import list_tables, load_table
+from convrepro.training.runner import run_jobs, validate
 
 SMALL = ["budget.train_examples=64", "budget.test_examples=64", "recipe.batch_size=32", "trainer=cpu", "logger=none"]
 

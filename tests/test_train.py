@@ -14,11 +14,11 @@ import torch
 import lab_table
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
-from convrepro.module import Classifier
-from convrepro.runner import run_jobs
 from convrepro.runs import environment
 from convrepro.runs.identity import Identity, digest, scientific
-from convrepro.train import loader_batch
+from convrepro.training.module import Classifier
+from convrepro.training.run import loader_batch
+from convrepro.training.runner import run_jobs
 from small_runs import MNIST_FC, science, train
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
-from convrepro.train import run
+from convrepro.training.run import run
 
 NETWORKS = ("resnet18", "vgg16_bn", "mobilenetv2_100", "densenet121", "efficientnet_b0", "convnext_atto")
 OPERATORS = {

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.module import Classifier
 from convrepro.ops import ShiftConv2d, ShiftLinear
+from convrepro.training.module import Classifier
 
 DECAY = 0.03
 RATE = 0.1

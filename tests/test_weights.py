@@ -23,7 +23,7 @@ from convrepro.models.build import build
 from convrepro.models.weights import locate
 from convrepro.runs.plan import plan
 from convrepro.tables import load_table
-from convrepro.train import run
+from convrepro.training.run import run
 
 STANDARD = {"name": "standard", "where": "dense_kxk"}
 

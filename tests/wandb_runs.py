@@ -20,7 +20,7 @@ from convrepro.runs.identity import Identity
 from convrepro.runs.summary import summary
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.tracking.offline import fragments
-from convrepro.train import run
+from convrepro.training.run import run
 from wandb_server import WandbServer
 
 TABLE = "deepshift/mnist_v5"

@@ -20,12 +20,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convrepro import train
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.models.export import check_target, export, fuse, load
 from convrepro.runs.environment import describe
 from convrepro.tables import Table
+from convrepro.training import run as train
 
 MODES = ("train", "inference", "exported")
 

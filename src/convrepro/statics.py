@@ -6,12 +6,13 @@ from functools import cache
 
 from omegaconf import DictConfig
 
-from convrepro import complexity, train
+from convrepro import complexity
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.models.surgery import SurgeryReport
 from convrepro.ops.init import RepeatedFill
 from convrepro.tables import Row, Table
+from convrepro.training import run as train
 
 _counted: dict[str, complexity.Count] = {}
 """The networks counted so far, by what they are built from."""

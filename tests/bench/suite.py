@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from convrepro import statics, train
+from convrepro import statics
 from convrepro.config.compose import compose_config
 from convrepro.data.loader import BatchLoader, Normalize
 from convrepro.data.memory import MemorySource
 from convrepro.data.sets import Split
-from convrepro.progress import Progress
 from convrepro.runs.identity import Identity
 from convrepro.tables import Row, list_tables, load_table
+from convrepro.training import run as train
+from convrepro.training.progress import Progress
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES, BATCH = 12_800, 128

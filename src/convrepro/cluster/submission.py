@@ -51,7 +51,7 @@ def submit(
     Every row is validated first. Raises ConvReproError where one would fail, or where Slurm refuses; then nothing of
     this submission is queued. A dry run prints the scripts and writes nothing, with or without Slurm.
     """
-    from convrepro.runner import validate
+    from convrepro.training.runner import validate
 
     place = home(runs, request.table)
     queue, size = _cluster(echo, dry_run=dry_run)

@@ -65,7 +65,7 @@ def _train(entry: Entry) -> None:
             f"{entry.name} starts from the weights of row {row}, which has no result in {entry.source}"
         )
     cfg = compose_config(entry.overrides)
-    from convrepro import train
+    from convrepro.training import run as train
 
     folder = train.identity_of(cfg, entry.overrides).folder(Path(cfg.runs))
     if folder != Path(entry.folder):

@@ -19,7 +19,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     from convrepro.config.compose import compose_config
     from convrepro.models.export import TOLERANCE, check_target, export
-    from convrepro.train import build_network
+    from convrepro.training.run import build_network
 
     path = Path(arguments.to)
     check_target(path)

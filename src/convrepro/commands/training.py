@@ -60,7 +60,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from convrepro.config.compose import compose_config
 
     if arguments.multirun:
-        from convrepro.sweep import sweep
+        from convrepro.training.sweep import sweep
 
         return sweep(arguments.overrides)
     cfg = compose_config(arguments.overrides)
@@ -70,7 +70,7 @@ def _train(arguments: argparse.Namespace) -> int:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
     interruption.listen()
-    from convrepro.train import run
+    from convrepro.training.run import run
 
     run(cfg, arguments.overrides)
     return 0
@@ -82,9 +82,9 @@ def _run(arguments: argparse.Namespace) -> int:
         print("\n".join(job.line for job in jobs))
         return 0
     interruption.listen()
-    from convrepro.runner import run_jobs, validate
     from convrepro.statics import count_table
     from convrepro.tables import render_table
+    from convrepro.training.runner import run_jobs, validate
 
     validate(jobs)
     results, failures = run_jobs(jobs, print)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from convrepro.optim import build_optimizer, build_schedule
+from convrepro.training.optim import build_optimizer, build_schedule
 
 #: Spacing between the seeds of two runs: larger than any run's number of steps, so that their random streams differ.
 SEED_STRIDE = 1_000_003

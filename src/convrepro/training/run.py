@@ -16,13 +16,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from convrepro import complexity
-from convrepro.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.data import ImageData
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.models import build as models
 from convrepro.models.weights import is_url
-from convrepro.module import Classifier
-from convrepro.progress import EpochLog, Progress, bar
 from convrepro.runs import interruption
 from convrepro.runs.environment import describe
 from convrepro.runs.folder import hold, rank
@@ -30,6 +27,9 @@ from convrepro.runs.identity import Identity, changed, digest, scientific
 from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite, read_result, write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
 from convrepro.tracking.logger import RunLogger, build_logger
+from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
+from convrepro.training.module import Classifier
+from convrepro.training.progress import EpochLog, Progress, bar
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = (

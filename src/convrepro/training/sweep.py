@@ -86,7 +86,7 @@ def _member(cfg: DictConfig) -> dict[str, Any]:
     failed: list[str] = []
     if HydraConfig.get().runtime.choices["hydra/launcher"] == SLURM:
         atexit.register(_end, failed)  # before what training registers, so as to be the last
-    from convrepro.train import run
+    from convrepro.training.run import run
 
     try:
         settle(cfg)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from convrepro import train
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs.folder import ERROR
 from convrepro.runs.plan import Job
+from convrepro.training import run as train
 
 Results = dict[str, dict[int, dict[str, Any]]]
 

@@ -1,0 +1,1 @@
+"""The run itself: the LightningModule, optimizers, checkpoints, progress, sweeps."""
