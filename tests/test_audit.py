@@ -2,8 +2,8 @@
 
 from decimal import Decimal
 
-from convrepro.audit import audit, render_audit
 from convrepro.complexity.rules import Count, LayerCount
+from convrepro.evidence.audit import audit, render_audit
 from convrepro.tables.parse import parse_table
 
 SOURCE = {"source": "the paper", "confidence": "found"}

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from convrepro import speed
-from convrepro.bench import Pair, Setting, compare_all, in_turns, pair_of_network, pairs_of_table
 from convrepro.cli import main
 from convrepro.errors import ConvReproError
-from convrepro.statics import row_count
+from convrepro.evidence import speed_suite as speed
+from convrepro.evidence.counts import row_count
+from convrepro.evidence.speed import Pair, Setting, compare_all, in_turns, pair_of_network, pairs_of_table
 from convrepro.tables import load_table
 
 QUICK = Setting(batch_size=2, threads=1, rounds=2)

@@ -10,9 +10,9 @@ import pytest
 from torch import Tensor, nn
 
 from convrepro.cli import main
-from convrepro.coverage import _backward, attempt, cover, families, operators, smallest
-from convrepro.coverage_record import PAGE, RECORD, WORKS, crashes, read_record, render_page, write_page
 from convrepro.errors import ConvReproError
+from convrepro.evidence.coverage import _backward, attempt, cover, families, operators, smallest
+from convrepro.evidence.coverage_record import PAGE, RECORD, WORKS, crashes, read_record, render_page, write_page
 from convrepro.models.build import list_models
 from convrepro.ops import OPERATORS, DepthwisePointwise
 from convrepro.runs import environment

@@ -14,7 +14,7 @@ import small_table
 from convrepro.cli import main
 from convrepro.dashboard import report, workspace
 from convrepro.dashboard_panels import PALETTE
-from convrepro.evidence import load_evidence
+from convrepro.evidence.collect import load_evidence
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import FILE
 from convrepro.tables import list_tables, load_table

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
-from convrepro.evidence import collect, evidence_path, load_evidence, load_proxies, report, write_scoreboard
+from convrepro.evidence.collect import collect, evidence_path, load_evidence, load_proxies, report, write_scoreboard
 from convrepro.tables import Table, judge, list_tables, load_table
 
 YAML = """\

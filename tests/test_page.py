@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from convrepro.evidence import load_evidence, load_proxies
+from convrepro.evidence.collect import load_evidence, load_proxies
 from convrepro.page import Entry, render_page
 from convrepro.page.inline import inline_svg
 from convrepro.plots.draw import svg

@@ -4,14 +4,14 @@ import shutil
 
 import pytest
 
-from convrepro.audit import audit, render_audit
 from convrepro.config.paths import REPRODUCTIONS, ROOT
-from convrepro.evidence import load_evidence, plot_path, report, write_scoreboard
+from convrepro.evidence.audit import audit, render_audit
+from convrepro.evidence.collect import load_evidence, plot_path, report, write_scoreboard
+from convrepro.evidence.counts import count_table, row_count
+from convrepro.evidence.speed_record import PLOT_FILE, merged, records
 from convrepro.plots.figures import figures
 from convrepro.plots.files import OVERVIEW, SPEEDS, overview, read_digest
 from convrepro.plots.speeds import speeds
-from convrepro.speed_record import PLOT_FILE, merged, records
-from convrepro.statics import count_table, row_count
 from convrepro.tables import list_papers, list_tables, load_table
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.evidence import load_evidence, plot_path, report
+from convrepro.evidence.collect import load_evidence, plot_path, report
 from convrepro.plots.draw import svg
 from convrepro.plots.figures import figures
 from convrepro.plots.files import overview, read_digest, write_overview, write_plots

@@ -4,16 +4,17 @@ import json
 
 import pytest
 
-from convrepro import speed, speed_page
+from convrepro import speed_page
 from convrepro.cli import main
 from convrepro.config.compose import compose_config
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
+from convrepro.evidence import speed_suite as speed
+from convrepro.evidence.counts import row_count
+from convrepro.evidence.speed_record import FOLDER, grid, merged, of_table, records
 from convrepro.ops import OPERATORS
 from convrepro.plots.draw import svg
 from convrepro.plots.speeds import INFERENCE, TRAINING, speeds
-from convrepro.speed_record import FOLDER, grid, merged, of_table, records
-from convrepro.statics import row_count
 from convrepro.tables import list_papers, load_table
 
 TABLE = load_table("hetconv/table1")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bench.formulations import IndexedIgc, MaskedHetConv
-from convrepro.bench import in_turns
+from convrepro.evidence.speed import in_turns
 from convrepro.ops import ConvOperator, HetConv2d, IGCV1Conv2d
 
 

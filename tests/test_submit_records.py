@@ -17,7 +17,7 @@ from convrepro.cluster.manifest import Submission, next_number, read_manifest, s
 from convrepro.cluster.status import render, survey
 from convrepro.cluster.submission import live_runs
 from convrepro.errors import ConvReproError
-from convrepro.evidence import load_evidence
+from convrepro.evidence.collect import load_evidence
 from convrepro.runs.folder import record_error
 from convrepro.runs.plan import Job
 from convrepro.runs.result import write_json

@@ -18,7 +18,7 @@ import torch
 
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
-from convrepro.evidence import collect
+from convrepro.evidence.collect import collect
 from convrepro.models.build import build
 from convrepro.models.weights import locate
 from convrepro.runs.plan import plan

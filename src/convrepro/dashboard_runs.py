@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from convrepro.config.compose import compose_config
 from convrepro.dashboard import answering
-from convrepro.evidence import load_evidence, load_proxies
+from convrepro.evidence.collect import load_evidence, load_proxies
 from convrepro.runs.identity import Identity, digest
 from convrepro.runs.result import FILE, read_result
 from convrepro.tables import Table

@@ -5,7 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.speed_record import FOLDER, MODES, OPERATORS, PLOT_FILE, Speed, Spread, grid, merged, records, spread
+from convrepro.evidence.speed_record import (
+    FOLDER,
+    MODES,
+    OPERATORS,
+    PLOT_FILE,
+    Speed,
+    Spread,
+    grid,
+    merged,
+    records,
+    spread,
+)
 from convrepro.tables.render import markdown_grid
 
 PAGE = "SPEED.md"

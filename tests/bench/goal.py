@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from convrepro.bench import Ratio, busy, in_turns, other_load
+from convrepro.evidence.speed import Ratio, busy, in_turns, other_load
 
 Step = Callable[[], Any]
 

@@ -14,7 +14,7 @@ import suite
 import torch
 from goal import line
 
-from convrepro.bench import Setting, record, where_and_how
+from convrepro.evidence.speed import Setting, record, where_and_how
 from convrepro.runs.result import write_json
 
 THREADS = 2

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from convrepro.bench import Setting, busy, other_load, record, where_and_how
 from convrepro.data.folder import FolderSource, FolderSplit
 from convrepro.data.loader import BatchLoader, Normalize
+from convrepro.evidence.speed import Setting, busy, other_load, record, where_and_how
 from convrepro.runs.result import write_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from convrepro import statics
 from convrepro.config.compose import compose_config
 from convrepro.data.loader import BatchLoader, Normalize
 from convrepro.data.memory import MemorySource
 from convrepro.data.sets import Split
+from convrepro.evidence import counts as statics
 from convrepro.runs.identity import Identity
 from convrepro.tables import Row, list_tables, load_table
 from convrepro.training import run as train

@@ -9,10 +9,10 @@ from convrepro.cluster.status import counts, survey, unfinished
 from convrepro.config.compose import compose_config
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.evidence import collect
+from convrepro.evidence.collect import collect
+from convrepro.evidence.counts import count_table
 from convrepro.runs.folder import state
 from convrepro.runs.plan import plan
-from convrepro.statics import count_table
 from convrepro.tables import load_table, render_table
 
 #: Budgets whose runs may be evidence.

@@ -36,8 +36,8 @@ def _collect(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from convrepro.config.compose import compose_config
-    from convrepro.evidence import collect
-    from convrepro.statics import count_table
+    from convrepro.evidence.collect import collect
+    from convrepro.evidence.counts import count_table
     from convrepro.tables import load_table
 
     for name in arguments.tables:
@@ -50,20 +50,20 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.png and not arguments.plots:
         raise ConvReproError("--png goes with --plots")
     if arguments.audit:
-        from convrepro.audit import write_audit
-        from convrepro.statics import row_count
+        from convrepro.evidence.audit import write_audit
+        from convrepro.evidence.counts import row_count
 
         print(write_audit(row_count))
         return 0
     if arguments.speed:
+        from convrepro.evidence.speed_record import merged, records
         from convrepro.plots.files import write_speeds
         from convrepro.speed_page import write
-        from convrepro.speed_record import merged, records
 
         for path in (write(), *write_speeds(merged(records()))):
             print(path)
         return 0
-    from convrepro.evidence import report, write_scoreboard
+    from convrepro.evidence.collect import report, write_scoreboard
     from convrepro.tables import list_papers
 
     names = arguments.names or list_papers()
@@ -84,7 +84,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _tables_of(names: Sequence[str]) -> list["Table"]:
     """The tables that are named, or are of a paper that is; raises ConvReproError for an unknown name."""
-    from convrepro.evidence import paper_tables
+    from convrepro.evidence.collect import paper_tables
     from convrepro.tables import load_table
 
     return [table for name in names for table in ([load_table(name)] if "/" in name else paper_tables(name))]
@@ -95,7 +95,7 @@ def _counter() -> Callable[["Table"], "Statics"]:
     counted = {}
 
     def count(table: "Table") -> "Statics":
-        from convrepro.statics import count_table
+        from convrepro.evidence.counts import count_table
 
         if table.name not in counted:
             counted[table.name] = count_table(table, status_line)
@@ -105,7 +105,7 @@ def _counter() -> Callable[["Table"], "Statics"]:
 
 
 def _plots(tables: Sequence["Table"], count: Callable, whole: bool, png: bool) -> None:
-    from convrepro.evidence import load_evidence
+    from convrepro.evidence.collect import load_evidence
     from convrepro.plots.files import write_overview, write_plots
 
     for table in tables:
@@ -119,7 +119,7 @@ def _plots(tables: Sequence["Table"], count: Callable, whole: bool, png: bool) -
 def _page(tables: Sequence["Table"], count: Callable, file: str) -> int:
     from pathlib import Path
 
-    from convrepro.evidence import load_evidence, load_proxies
+    from convrepro.evidence.collect import load_evidence, load_proxies
     from convrepro.page import Entry, render_page
 
     path = Path(file)

@@ -50,7 +50,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from convrepro.evidence import load_evidence
+    from convrepro.evidence.collect import load_evidence
     from convrepro.tables import load_table, render_table
 
     table = load_table(arguments.table)
@@ -65,7 +65,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _count(arguments: argparse.Namespace) -> int:
     if any("=" in word for word in arguments.what):
         from convrepro.config.compose import compose_config
-        from convrepro.statics import count_network
+        from convrepro.evidence.counts import count_network
 
         print(count_network(compose_config(arguments.what)))
         return 0
@@ -73,7 +73,7 @@ def _count(arguments: argparse.Namespace) -> int:
 
     names = list_tables() if arguments.what == ["all"] else arguments.what
     tables = [load_table(name) for name in names]
-    from convrepro.statics import count_table
+    from convrepro.evidence.counts import count_table
 
     for table in tables:
         print(render_table(table, count_table(table, status_line), {}, static_only=True))
@@ -83,8 +83,8 @@ def _count(arguments: argparse.Namespace) -> int:
 def _coverage(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from convrepro.coverage import RECORD, cover, operators
-    from convrepro.coverage_record import crashes
+    from convrepro.evidence.coverage import RECORD, cover, operators
+    from convrepro.evidence.coverage_record import crashes
 
     patterns = [pattern for pattern in arguments.models.split(",") if pattern]
     configs = operators([conv for conv in arguments.convs.split(",") if conv])

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convrepro.bench import Pair, Timing
+    from convrepro.evidence.speed import Pair, Timing
 
 
 def add(verbs: Any) -> None:
@@ -27,7 +27,7 @@ def add(verbs: Any) -> None:
 def _bench(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from convrepro import bench
+    from convrepro.evidence import speed as bench
     from convrepro.runs.result import write_json
 
     setting = bench.Setting(
@@ -57,8 +57,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _pairs(arguments: argparse.Namespace) -> "list[Pair]":
     """What to time against what."""
-    from convrepro import bench
-    from convrepro.speed import suite
+    from convrepro.evidence import speed as bench
+    from convrepro.evidence.speed_suite import suite
     from convrepro.tables import load_table
 
     if arguments.what == ["all"]:

@@ -82,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print("\n".join(job.line for job in jobs))
         return 0
     interruption.listen()
-    from convrepro.statics import count_table
+    from convrepro.evidence.counts import count_table
     from convrepro.tables import render_table
     from convrepro.training.runner import run_jobs, validate
 

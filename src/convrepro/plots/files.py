@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.evidence import PLOTS, plot_path
+from convrepro.evidence.collect import PLOTS, plot_path
+from convrepro.evidence.speed_record import PLOT_FILE, Speed
 from convrepro.plots import draw
 from convrepro.plots.figures import Figure, costs, figures
 from convrepro.plots.speeds import speeds
-from convrepro.speed_record import PLOT_FILE, Speed
 from convrepro.tables import Results, Statics, Table
 
 OVERVIEW = "costs.svg"

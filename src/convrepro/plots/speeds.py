@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from convrepro.evidence.speed_record import OPERATORS, Speed
 from convrepro.plots.figures import Dot, Figure
-from convrepro.speed_record import OPERATORS, Speed
 
 TRAINING, INFERENCE = "training", "inference"
 MARK_OF = {"train": TRAINING, "inference": INFERENCE}

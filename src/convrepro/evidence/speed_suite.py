@@ -4,10 +4,10 @@ from pathlib import Path
 
 import yaml
 
-from convrepro.bench import Pair
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.speed_record import OPERATORS
+from convrepro.evidence.speed import Pair
+from convrepro.evidence.speed_record import OPERATORS
 from convrepro.tables import load_table
 
 SUITE = REPRODUCTIONS / "bench.yaml"

@@ -16,10 +16,10 @@ from typing import Any
 
 from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.errors import ConvReproError
+from convrepro.evidence.speed_record import FOLDER, grid, merged, of_table, records
 from convrepro.runs.identity import PLACES, changed
 from convrepro.runs.result import FILE, read_result, write_json
 from convrepro.runs.storage import exclusive
-from convrepro.speed_record import FOLDER, grid, merged, of_table, records
 from convrepro.tables import (
     Results,
     Row,

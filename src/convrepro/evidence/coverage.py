@@ -21,7 +21,8 @@ from torch import nn
 
 from convrepro import complexity
 from convrepro.config.compose import choices, compose_config
-from convrepro.coverage_record import (
+from convrepro.errors import ConvReproError
+from convrepro.evidence.coverage_record import (
     CRASH,
     NOTHING,
     RECORD,
@@ -34,7 +35,6 @@ from convrepro.coverage_record import (
     write_page,
     write_record,
 )
-from convrepro.errors import ConvReproError
 from convrepro.models import build as models
 from convrepro.models.surgery import NothingToReplace, SurgeryReport, layer_kinds
 from convrepro.ops import OPERATORS

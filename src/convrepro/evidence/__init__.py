@@ -1,0 +1,1 @@
+"""What is known: collected runs, counts, measured speed, coverage, the audit."""
