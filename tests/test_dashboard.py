@@ -12,9 +12,9 @@ import pytest
 
 import small_table
 from convrepro.cli import main
-from convrepro.dashboard import report, workspace
-from convrepro.dashboard_panels import PALETTE
 from convrepro.evidence.collect import load_evidence
+from convrepro.report.dashboards.panels import PALETTE
+from convrepro.report.dashboards.workspace import report, workspace
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import FILE
 from convrepro.tables import list_tables, load_table

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 import pytest
 
 from convrepro.evidence.collect import load_evidence, load_proxies
-from convrepro.page import Entry, render_page
-from convrepro.page.inline import inline_svg
-from convrepro.plots.draw import svg
-from convrepro.plots.figures import figures
+from convrepro.report.html import Entry, render_page
+from convrepro.report.html.inline import inline_svg
+from convrepro.report.plots.draw import svg
+from convrepro.report.plots.figures import figures
 from convrepro.tables import list_tables, load_table, tally
 from drawn import printed_statics
 from small_table import write

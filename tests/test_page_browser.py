@@ -4,7 +4,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from browser import CHROMIUM, Browser
-from convrepro.page import Entry, render_page
+from convrepro.report.html import Entry, render_page
 from convrepro.tables import judge_claim, load_table
 from convrepro.tables.verdict import judge_row
 from small_table import write

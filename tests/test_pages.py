@@ -9,9 +9,9 @@ from convrepro.evidence.audit import audit, render_audit
 from convrepro.evidence.collect import load_evidence, plot_path, report, write_scoreboard
 from convrepro.evidence.counts import count_table, row_count
 from convrepro.evidence.speed_record import PLOT_FILE, merged, records
-from convrepro.plots.figures import figures
-from convrepro.plots.files import OVERVIEW, SPEEDS, overview, read_digest
-from convrepro.plots.speeds import speeds
+from convrepro.report.plots.figures import figures
+from convrepro.report.plots.files import OVERVIEW, SPEEDS, overview, read_digest
+from convrepro.report.plots.speeds import speeds
 from convrepro.tables import list_papers, list_tables, load_table
 
 

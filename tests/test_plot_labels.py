@@ -6,8 +6,8 @@ from math import hypot
 
 import pytest
 
-from convrepro.plots.figures import common_prefix
-from convrepro.plots.labels import leader, overlaps, place_labels, spread
+from convrepro.report.plots.figures import common_prefix
+from convrepro.report.plots.labels import leader, overlaps, place_labels, spread
 
 FRAME = (0.0, 0.0, 500.0, 300.0)
 

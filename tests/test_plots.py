@@ -13,11 +13,11 @@ from PIL import Image
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.evidence.collect import load_evidence, plot_path, report
-from convrepro.plots.draw import svg
-from convrepro.plots.figures import figures
-from convrepro.plots.files import overview, read_digest, write_overview, write_plots
-from convrepro.plots.labels import overlaps
-from convrepro.plots.style import MARKS
+from convrepro.report.plots.draw import svg
+from convrepro.report.plots.figures import figures
+from convrepro.report.plots.files import overview, read_digest, write_overview, write_plots
+from convrepro.report.plots.labels import overlaps
+from convrepro.report.plots.style import MARKS
 from convrepro.tables import list_tables, load_table
 from drawn import SVG, Drawn, printed_statics
 from small_table import write

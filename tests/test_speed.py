@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from convrepro import speed_page
 from convrepro.cli import main
 from convrepro.config.compose import compose_config
 from convrepro.config.paths import REPRODUCTIONS
@@ -13,8 +12,9 @@ from convrepro.evidence import speed_suite as speed
 from convrepro.evidence.counts import row_count
 from convrepro.evidence.speed_record import FOLDER, grid, merged, of_table, records
 from convrepro.ops import OPERATORS
-from convrepro.plots.draw import svg
-from convrepro.plots.speeds import INFERENCE, TRAINING, speeds
+from convrepro.report import speed_page
+from convrepro.report.plots.draw import svg
+from convrepro.report.plots.speeds import INFERENCE, TRAINING, speeds
 from convrepro.tables import list_papers, load_table
 
 TABLE = load_table("hetconv/table1")

@@ -41,7 +41,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
     if arguments.budget not in choices("budget"):
         raise ConvReproError(f"there is no budget {arguments.budget!r}; valid: {', '.join(choices('budget'))}")
     try:
-        from convrepro import dashboard
+        from convrepro.report.dashboards import workspace as dashboard
     except ModuleNotFoundError as missing:
         raise ConvReproError(f"a dashboard needs {missing.name}; `pip install 'convrepro[dashboard]'`") from missing
     from convrepro.tracking.logger import offline_without_key
@@ -54,7 +54,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
         raise ConvReproError(f"--from-results writes to a W&B server; {reason}")
     server = Server(logger) if mode == "online" and not arguments.json else None
     if arguments.from_results:
-        from convrepro.dashboard_runs import regenerate
+        from convrepro.report.dashboards.refill import regenerate
 
         for table in tables:
             print(f"{table.name}: {regenerate(table, Path(arguments.runs), server, print)}")

@@ -57,8 +57,8 @@ def _report(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.speed:
         from convrepro.evidence.speed_record import merged, records
-        from convrepro.plots.files import write_speeds
-        from convrepro.speed_page import write
+        from convrepro.report.plots.files import write_speeds
+        from convrepro.report.speed_page import write
 
         for path in (write(), *write_speeds(merged(records()))):
             print(path)
@@ -106,7 +106,7 @@ def _counter() -> Callable[["Table"], "Statics"]:
 
 def _plots(tables: Sequence["Table"], count: Callable, whole: bool, png: bool) -> None:
     from convrepro.evidence.collect import load_evidence
-    from convrepro.plots.files import write_overview, write_plots
+    from convrepro.report.plots.files import write_overview, write_plots
 
     for table in tables:
         for path in write_plots(table, count(table), load_evidence(table)[1], png=png):
@@ -120,7 +120,7 @@ def _page(tables: Sequence["Table"], count: Callable, file: str) -> int:
     from pathlib import Path
 
     from convrepro.evidence.collect import load_evidence, load_proxies
-    from convrepro.page import Entry, render_page
+    from convrepro.report.html import Entry, render_page
 
     path = Path(file)
     if path.is_dir() or not path.absolute().parent.is_dir():

@@ -7,9 +7,9 @@ from pathlib import Path
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.evidence.collect import PLOTS, plot_path
 from convrepro.evidence.speed_record import PLOT_FILE, Speed
-from convrepro.plots import draw
-from convrepro.plots.figures import Figure, costs, figures
-from convrepro.plots.speeds import speeds
+from convrepro.report.plots import draw
+from convrepro.report.plots.figures import Figure, costs, figures
+from convrepro.report.plots.speeds import speeds
 from convrepro.tables import Results, Statics, Table
 
 OVERVIEW = "costs.svg"

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from convrepro.plots.canvas import (
+from convrepro.report.plots.canvas import (
     add_axes,
     box_of,
     draw_links,
@@ -23,7 +23,7 @@ from convrepro.plots.canvas import (
     text_size,
     write_labels,
 )
-from convrepro.plots.figures import (
+from convrepro.report.plots.figures import (
     EXACT,
     OFF,
     RECALLED,
@@ -38,9 +38,9 @@ from convrepro.plots.figures import (
     Pair,
     Panel,
 )
-from convrepro.plots.labels import spread
-from convrepro.plots.speeds import TRAINING, Speeds
-from convrepro.plots.style import HEAD, LINE, LINES, MUTED, SMALL, STYLE, TEXT, WIDTH
+from convrepro.report.plots.labels import spread
+from convrepro.report.plots.speeds import TRAINING, Speeds
+from convrepro.report.plots.style import HEAD, LINE, LINES, MUTED, SMALL, STYLE, TEXT, WIDTH
 
 
 def svg(figure: Figure) -> str:

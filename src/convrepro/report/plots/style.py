@@ -1,8 +1,8 @@
 """How figures look: colours that the colour-blind can tell apart (Okabe and Ito, 2008), and marks that differ in shape
 as well."""
 
-from convrepro.plots.figures import EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
-from convrepro.plots.speeds import INFERENCE, TRAINING
+from convrepro.report.plots.figures import EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
+from convrepro.report.plots.speeds import INFERENCE, TRAINING
 
 INK, PAPER, FAINT, MUTED = "#1f2328", "#ffffff", "#d0d7de", "#6e7781"
 """Text and frame, background, grid, what is less important; a page may replace them by its own."""

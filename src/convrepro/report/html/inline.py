@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 from markupsafe import Markup
 
-from convrepro.plots.style import FAINT, INK, MUTED, PAPER
+from convrepro.report.plots.style import FAINT, INK, MUTED, PAPER
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 COLORS = {INK: "currentColor", PAPER: "var(--paper)", FAINT: "var(--line)", MUTED: "var(--muted)"}

@@ -10,11 +10,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from convrepro.page.content import Section, section
-from convrepro.page.inline import inline_svg
-from convrepro.plots import draw
-from convrepro.plots.figures import figures
-from convrepro.plots.files import overview
+from convrepro.report.html.content import Section, section
+from convrepro.report.html.inline import inline_svg
+from convrepro.report.plots import draw
+from convrepro.report.plots.figures import figures
+from convrepro.report.plots.files import overview
 from convrepro.tables import Results, Statics, Table, tally
 
 HERE = Path(__file__).parent

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from convrepro.plots.figures import Dot, Figure
-from convrepro.plots.labels import Box, Size, Spot, leader, place_labels
-from convrepro.plots.style import HEAD, MARK, MARKS, MUTED, SMALL, TEXT, WIDTH, WORDS
+from convrepro.report.plots.figures import Dot, Figure
+from convrepro.report.plots.labels import Box, Size, Spot, leader, place_labels
+from convrepro.report.plots.style import HEAD, MARK, MARKS, MUTED, SMALL, TEXT, WIDTH, WORDS
 
 
 def new_canvas(figure: Figure, height: float, marks: Sequence[str] = (), note: str = "") -> Canvas:

@@ -19,8 +19,8 @@ from wandb_workspaces import workspaces as ws
 from wandb_workspaces._graphql import execute_graphql, get_app_url
 from wandb_workspaces.reports.v2.gql import upsert_view
 
-from convrepro.dashboard_panels import colors, columns, limit, runs_of, sections, stable_id
 from convrepro.errors import ConvReproError
+from convrepro.report.dashboards.panels import colors, columns, limit, runs_of, sections, stable_id
 from convrepro.runs.result import write_json
 from convrepro.tables import Results, Statics, Table, judge_claim, tally
 from convrepro.tables.render import describe_source
