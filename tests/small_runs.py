@@ -38,7 +38,7 @@ def science(result: dict) -> dict:
 def start(overrides: list[str], runs: Path, first: str = "pass", **options: Any) -> subprocess.Popen:
     """`convrepro train` in a process of its own, which executes the code `first` before everything else."""
     with NamedTemporaryFile("w", dir=runs.parent, prefix="start", suffix=".py", delete=False) as script:
-        script.write(f"{first}\nfrom convrepro.cli import main\nmain()\n")
+        script.write(f"{first}\nfrom convrepro.cli.main import main\nmain()\n")
     command = [sys.executable, script.name, "train", *overrides, f"runs={runs}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 

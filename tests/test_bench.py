@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from convrepro.cli import main
+from convrepro.cli.main import main
 from convrepro.errors import ConvReproError
 from convrepro.evidence import speed_suite as speed
 from convrepro.evidence.counts import row_count

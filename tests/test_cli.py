@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from convrepro.cli import main
+from convrepro.cli.main import main
 
 
 def convrepro(*words: str, cwd=None) -> subprocess.CompletedProcess:

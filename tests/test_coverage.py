@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from convrepro.cli import main
+from convrepro.cli.main import main
 from convrepro.errors import ConvReproError
 from convrepro.evidence.coverage import _backward, attempt, cover, families, operators, smallest
 from convrepro.evidence.coverage_record import PAGE, RECORD, WORKS, crashes, read_record, render_page, write_page

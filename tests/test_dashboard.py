@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import small_table
-from convrepro.cli import main
+from convrepro.cli.main import main
 from convrepro.evidence.collect import load_evidence
 from convrepro.report.dashboards.panels import PALETTE
 from convrepro.report.dashboards.workspace import report, workspace
@@ -367,7 +367,7 @@ def test_online_without_a_key_is_told_in_a_sentence(tmp_path):
 
 
 def test_a_missing_library_is_named():
-    code = "import sys; sys.modules['wandb_workspaces'] = None\nfrom convrepro.cli import main\n"
+    code = "import sys; sys.modules['wandb_workspaces'] = None\nfrom convrepro.cli.main import main\n"
     code += "main(['dashboard', 'hetconv/table1', '--json', 'x'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2

@@ -12,7 +12,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from convrepro.cli import main
+from convrepro.cli.main import main
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.models.export import TOLERANCE, export, fuse

@@ -35,7 +35,7 @@ def test_operators_are_pure_torch(path):
 def test_light_commands_import_nothing_heavy(words):
     heavy = {"torch", "lightning", "timm", "wandb", "fvcore"}
     code = (
-        "import sys\nfrom convrepro.cli import main\n"
+        "import sys\nfrom convrepro.cli.main import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         f"assert not {heavy!r} & set(sys.modules), {heavy!r} & set(sys.modules)\n"
     )

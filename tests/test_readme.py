@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convrepro.cli import parse
+from convrepro.cli.main import parse
 from convrepro.config.compose import compose_config
 from convrepro.tables import load_table
 from convrepro.training.run import build_network

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from convrepro.cli import main
+from convrepro.cli.main import main
 from convrepro.config.compose import compose_config
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError

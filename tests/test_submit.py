@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lab_table
-from convrepro.cli import main
+from convrepro.cli.main import main
 from convrepro.cluster import slurm
 from convrepro.cluster.manifest import Submission
 from convrepro.cluster.scripts import Shape, array_script, collect_script

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lab_table
-from convrepro.cli import main
+from convrepro.cli.main import main
 from convrepro.cluster import slurm, task
 from convrepro.cluster.gather import gather
 from convrepro.cluster.manifest import Submission, next_number, read_manifest, submissions
@@ -236,7 +236,7 @@ def test_the_status_command_needs_neither_slurm_nor_the_words_of_the_submission(
     write_json(jobs[0].folder / "result.json", lab_table.result(jobs[0], 93.94))
     record_error(jobs[1].folder, ConvReproError("no data"))
     code = (
-        "import sys\nfrom convrepro.cli import main\n"
+        "import sys\nfrom convrepro.cli.main import main\n"
         f"try:\n    main(['status', 'lab/tiny', 'runs={tmp_path / 'runs'}'])\nexcept SystemExit as stop:\n"
         "    assert not stop.code\nassert not {'torch', 'lightning', 'timm', 'wandb'} & set(sys.modules)\n"
     )

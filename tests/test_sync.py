@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convrepro.cli import main
+from convrepro.cli.main import main
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs.folder import hold
 from convrepro.runs.result import FILE, write_json

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convrepro.commands.look import status_line
+from convrepro.cli.look import status_line
 from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.errors import ConvReproError
 

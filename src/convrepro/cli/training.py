@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from convrepro.commands.look import status_line
+from convrepro.cli.look import status_line
 from convrepro.errors import ConvReproError
 from convrepro.runs import interruption
 

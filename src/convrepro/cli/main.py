@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from convrepro.commands import cluster, dashboards, evidence, export, look, timing, training
+from convrepro.cli import cluster, dashboards, evidence, export, look, timing, training
 from convrepro.errors import ConvReproError, Interrupted
 
 DESCRIPTION = "Reproduces the tables of papers on efficient convolutions, on any timm model."

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convrepro.commands.training import add_selection, selected
+from convrepro.cli.training import add_selection, selected
 from convrepro.runs import interruption
 
 if TYPE_CHECKING:
