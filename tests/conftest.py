@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from cluster import LocalCluster
+from support.cluster import LocalCluster
 
-#: What files share, by the beginning of their names; the first that fits counts.
+#: What files share, by the end of their paths; the first that fits counts.
 TOGETHER = {
-    "test_cluster_chaos": "a cluster of its own, for as long as all others together",
-    "test_cluster_": "a cluster for all that the machine can do",
-    "test_pages": "the counts of every table",
-    "test_dashboard": "a table that is trained once",
+    "cluster/test_chaos.py": "a cluster of its own, for as long as all others together",
+    "cluster/test_array.py": "a cluster for all that the machine can do",
+    "cluster/test_ddp.py": "a cluster for all that the machine can do",
+    "cluster/test_local.py": "a cluster for all that the machine can do",
+    "cluster/test_sweep.py": "a cluster for all that the machine can do",
+    "report/test_papers.py": "the counts of every table",
+    "report/test_dashboard.py": "a table that is trained once",
 }
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,7 +40,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0].rsplit("/", 1)[-1]
-            return next((group for prefix, group in TOGETHER.items() if file.startswith(prefix)), nodeid)
+            file = nodeid.split("::")[0]
+            return next((group for end, group in TOGETHER.items() if file.endswith(end)), nodeid)
 
     return Together(config, log)

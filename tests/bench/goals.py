@@ -15,7 +15,7 @@ import torch
 from goal import line
 
 from convrepro.evidence.speed import Setting, record, where_and_how
-from convrepro.runs.result import write_json
+from convrepro.runs.storage import write_json
 
 THREADS = 2
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from convrepro.data.folder import FolderSource, FolderSplit
 from convrepro.data.loader import BatchLoader, Normalize
 from convrepro.evidence.speed import Setting, busy, other_load, record, where_and_how
-from convrepro.runs.result import write_json
+from convrepro.runs.storage import write_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STORED = {"500x375": (500, 375), "341x256": (341, 256)}  # ImageNet's mean is about 110 kB an image at 400x350

@@ -11,7 +11,7 @@ from formulations import IndexedIgc, MaskedHetConv, conv_relu_fused, with_formul
 from goal import Amount, Goal, Step
 from torch import nn
 
-from convrepro.models import build as models
+from convrepro.models.build import build
 from convrepro.models.export import fuse
 from convrepro.models.zoo.igcv3 import Igcv3Block
 from convrepro.ops import HetConv2d, IGCV1Conv2d
@@ -29,7 +29,7 @@ def network(model: str, conv: str = "standard", where: str = "dense_kxk", **word
     """A network with its operator; `words` are the operator's knobs, or with the standard one the model's arguments."""
     knobs, arguments = ({}, words) if conv == "standard" else (words, {})
     convs = {"name": conv, "where": where, **knobs}
-    return models.build(model, conv=convs, num_classes=CLASSES, model_args=arguments)[0]
+    return build(model, conv=convs, num_classes=CLASSES, model_args=arguments)[0]
 
 
 def learning(build: Build, nchw: bool = False) -> Step:
@@ -111,7 +111,7 @@ def shift(variant: str, activation: str) -> nn.Module:
 
 def packed_bytes(model: str) -> int:
     """Size of a network whose convolutions and linear layers are packed in 5 bits; each is unpacked and compared."""
-    net = models.build(model, conv={"name": "shift", "where": "all", "variant": "ps"}, num_classes=1000)[0]
+    net = build(model, conv={"name": "shift", "where": "all", "variant": "ps"}, num_classes=1000)[0]
     layers = [module for module in net.modules() if isinstance(module, ShiftOperator)]
     total = 0
     for layer in layers:
@@ -124,7 +124,7 @@ def packed_bytes(model: str) -> int:
 
 
 def float_bytes(model: str) -> int:
-    net = models.build(model, conv={"name": "standard", "where": "all"}, num_classes=1000)[0]
+    net = build(model, conv={"name": "standard", "where": "all"}, num_classes=1000)[0]
     return sum(t.nbytes for t in _floats(net))
 
 

@@ -25,10 +25,11 @@ from convrepro.data.loader import BatchLoader, Normalize
 from convrepro.data.memory import MemorySource
 from convrepro.data.sets import Split
 from convrepro.evidence import counts as statics
+from convrepro.models.build import build_network
 from convrepro.runs.identity import Identity
 from convrepro.tables import Row, list_tables, load_table
-from convrepro.training import run as train
 from convrepro.training.progress import Progress
+from convrepro.training.run import assemble
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES, BATCH = 12_800, 128
@@ -125,7 +126,7 @@ def real_loop() -> Step:
     def step() -> None:
         with tempfile.TemporaryDirectory() as folder:
             progress = Progress(Path(folder), 1, lambda line: None)
-            module, trainer, _ = train.assemble(cfg, identity, Path(folder), tiny(), {}, words, progress)
+            module, trainer, _ = assemble(cfg, identity, Path(folder), tiny(), {}, words, progress)
             trainer.fit(module, data, validation)
 
     return step
@@ -176,7 +177,7 @@ def counted_row_by_row(variants: list[list[str]]) -> Step:
         started = time.perf_counter()
         for words in rows(variants):
             cfg = compose_config(words)
-            network = train.build_network(cfg)[0].eval()
+            network = build_network(cfg)[0].eval()
             image = torch.zeros(1, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
             FlopCountAnalysis(network, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
         return time.perf_counter() - started

@@ -82,8 +82,8 @@ def _tables(what: str) -> "list[Table]":
 
 
 def _evidence(table: "Table") -> "tuple[Statics, Results]":
-    from convrepro.evidence.collect import load_evidence
     from convrepro.evidence.counts import count_table
+    from convrepro.evidence.store import load_evidence
 
     return count_table(table, status_line), load_evidence(table)[1]
 

@@ -50,8 +50,8 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.png and not arguments.plots:
         raise ConvReproError("--png goes with --plots")
     if arguments.audit:
-        from convrepro.evidence.audit import write_audit
         from convrepro.evidence.counts import row_count
+        from convrepro.report.audit import write_audit
 
         print(write_audit(row_count))
         return 0
@@ -63,7 +63,7 @@ def _report(arguments: argparse.Namespace) -> int:
         for path in (write(), *write_speeds(merged(records()))):
             print(path)
         return 0
-    from convrepro.evidence.collect import report, write_scoreboard
+    from convrepro.report.papers import report, write_scoreboard
     from convrepro.tables import list_papers
 
     names = arguments.names or list_papers()
@@ -84,7 +84,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _tables_of(names: Sequence[str]) -> list["Table"]:
     """The tables that are named, or are of a paper that is; raises ConvReproError for an unknown name."""
-    from convrepro.evidence.collect import paper_tables
+    from convrepro.report.papers import paper_tables
     from convrepro.tables import load_table
 
     return [table for name in names for table in ([load_table(name)] if "/" in name else paper_tables(name))]
@@ -105,7 +105,7 @@ def _counter() -> Callable[["Table"], "Statics"]:
 
 
 def _plots(tables: Sequence["Table"], count: Callable, whole: bool, png: bool) -> None:
-    from convrepro.evidence.collect import load_evidence
+    from convrepro.evidence.store import load_evidence
     from convrepro.report.plots.files import write_overview, write_plots
 
     for table in tables:
@@ -119,7 +119,7 @@ def _plots(tables: Sequence["Table"], count: Callable, whole: bool, png: bool) -
 def _page(tables: Sequence["Table"], count: Callable, file: str) -> int:
     from pathlib import Path
 
-    from convrepro.evidence.collect import load_evidence, load_proxies
+    from convrepro.evidence.store import load_evidence, load_proxies
     from convrepro.report.html import Entry, render_page
 
     path = Path(file)

@@ -18,8 +18,8 @@ def _export(arguments: argparse.Namespace) -> int:
     import torch
 
     from convrepro.config.compose import compose_config
+    from convrepro.models.build import build_network
     from convrepro.models.export import TOLERANCE, check_target, export
-    from convrepro.training.run import build_network
 
     path = Path(arguments.to)
     check_target(path)

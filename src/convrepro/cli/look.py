@@ -50,7 +50,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from convrepro.evidence.collect import load_evidence
+    from convrepro.evidence.store import load_evidence
     from convrepro.tables import load_table, render_table
 
     table = load_table(arguments.table)
@@ -65,9 +65,9 @@ def _show(arguments: argparse.Namespace) -> int:
 def _count(arguments: argparse.Namespace) -> int:
     if any("=" in word for word in arguments.what):
         from convrepro.config.compose import compose_config
-        from convrepro.evidence.counts import count_network
+        from convrepro.evidence.counts import describe_network
 
-        print(count_network(compose_config(arguments.what)))
+        print(describe_network(compose_config(arguments.what)))
         return 0
     from convrepro.tables import list_tables, load_table, render_table
 
@@ -83,12 +83,15 @@ def _count(arguments: argparse.Namespace) -> int:
 def _coverage(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from convrepro.evidence.coverage import RECORD, cover, operators
-    from convrepro.evidence.coverage_record import crashes
+    from convrepro.evidence.coverage import cover, operators
+    from convrepro.evidence.coverage_record import RECORD, crashes
+    from convrepro.report.coverage import write_page
 
     patterns = [pattern for pattern in arguments.models.split(",") if pattern]
     configs = operators([conv for conv in arguments.convs.split(",") if conv])
-    broken = crashes(cover(patterns, configs, Path(arguments.out or RECORD)))
+    path = Path(arguments.out or RECORD)
+    broken = crashes(cover(patterns, configs, path))
+    write_page(path)
     for line in broken:
         print(f"crash: {line}", file=sys.stderr)
     return 1 if broken else 0

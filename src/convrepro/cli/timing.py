@@ -28,7 +28,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from convrepro.evidence import speed as bench
-    from convrepro.runs.result import write_json
+    from convrepro.runs.storage import write_json
 
     setting = bench.Setting(
         arguments.batch_size,

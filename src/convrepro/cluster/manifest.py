@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from convrepro.errors import ConvReproError
-from convrepro.runs.result import write_json, write_whole
+from convrepro.runs.storage import write_json, write_whole
 
 FOLDER = ".slurm"
 MANIFEST = "manifest.jsonl"

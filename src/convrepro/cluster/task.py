@@ -65,15 +65,15 @@ def _train(entry: Entry) -> None:
             f"{entry.name} starts from the weights of row {row}, which has no result in {entry.source}"
         )
     cfg = compose_config(entry.overrides)
-    from convrepro.training import run as train
+    from convrepro.training.run import identity_of, run
 
-    folder = train.identity_of(cfg, entry.overrides).folder(Path(cfg.runs))
+    folder = identity_of(cfg, entry.overrides).folder(Path(cfg.runs))
     if folder != Path(entry.folder):
         raise ConvReproError(f"the manifest's overrides are those of {folder}, not of {entry.folder}")
     revision, _ = commit()
     if revision != entry.commit and rank() == 0:
         print(f"the tree is at {revision} by now; it was at {entry.commit} when this was submitted")
-    train.run(cfg, entry.overrides)
+    run(cfg, entry.overrides)
 
 
 def _requeue(manifest: Path, entry: Entry) -> int:

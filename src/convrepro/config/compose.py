@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -61,6 +62,11 @@ def check_overrides(overrides: Sequence[str]) -> None:
     for key in (override.split("=")[0] for override in overrides):
         if "logger." in key and is_secret(key):
             raise ConvReproError(f"{key} would be written to the record of the run; set WANDB_API_KEY or `wandb login`")
+
+
+def plain(node: Any) -> Any:
+    """A part of a configuration as dictionaries, lists and scalars; anything else as it is."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:

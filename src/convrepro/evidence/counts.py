@@ -7,12 +7,13 @@ from functools import cache
 from omegaconf import DictConfig
 
 from convrepro import complexity
+from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
+from convrepro.models.build import build_network
 from convrepro.models.surgery import SurgeryReport
 from convrepro.ops.init import RepeatedFill
 from convrepro.tables import Row, Table
-from convrepro.training import run as train
 
 _counted: dict[str, complexity.Count] = {}
 """The networks counted so far, by what they are built from."""
@@ -23,11 +24,11 @@ Statics = dict[str, dict[str, int | Fraction]]
 def count(cfg: DictConfig) -> tuple[complexity.Count, SurgeryReport]:
     """The cost of the network that `cfg` describes, at its data set's resolution, and what was replaced in it."""
     with RepeatedFill():
-        network, report = train.build_network(cfg)
-    return train.count_network(network, cfg, cfg.data.image_size), report
+        network, report = build_network(cfg)
+    return count_network(network, cfg, cfg.data.image_size), report
 
 
-def count_network(cfg: DictConfig) -> str:
+def describe_network(cfg: DictConfig) -> str:
     """The layers of the network that `cfg` describes with their cost, as text."""
     counted, report = count(cfg)
     return f"{cfg.model}: {report.summary()}\n{counted.table()}\n{counted.headline()}"

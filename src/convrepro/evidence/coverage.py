@@ -32,10 +32,9 @@ from convrepro.evidence.coverage_record import (
     Record,
     new_record,
     read_record,
-    write_page,
     write_record,
 )
-from convrepro.models import build as models
+from convrepro.models.build import build, list_models
 from convrepro.models.surgery import NothingToReplace, SurgeryReport, layer_kinds
 from convrepro.ops import OPERATORS
 from convrepro.runs import environment
@@ -77,13 +76,13 @@ def operators(names: Sequence[str] = ()) -> Operators:
 def families() -> dict[str, list[str]]:
     """The networks of each family: what one module of timm or of the zoo defines, but for those of timm's own tests."""
     found: dict[str, list[str]] = {}
-    for name in (name for name in models.list_models() if not name.startswith("test_")):
+    for name in (name for name in list_models() if not name.startswith("test_")):
         found.setdefault(_family(name), []).append(name)
     return dict(sorted(found.items()))
 
 
 def _family(name: str) -> str:
-    return timm.models.model_entrypoint(name).__module__.removeprefix("timm.models.").removeprefix("convrepro.")
+    return timm.models.model_entrypoint(name).__module__.removeprefix("timm.models.").removeprefix("convrepro.models.")
 
 
 def smallest(names: Iterable[str]) -> str:
@@ -104,7 +103,7 @@ def smallest(names: Iterable[str]) -> str:
 def cover(
     patterns: Sequence[str], configs: Operators, path: Path = RECORD, tell: Callable[[str], None] = print
 ) -> Record:
-    """Walk networks x operators, write the record to `path` and its page beside it, and return the record.
+    """Walk networks x operators, write the record to `path`, and return it.
 
     The networks are those whose names match one of `patterns`, or where there is none the smallest of each family;
     the operators are those of `configs`. Cells that `path` already holds from this commit, these versions and this
@@ -127,15 +126,14 @@ def cover(
             write_record(path, record)
             tell(f"{name:32} {conv:14} {_told(cell, entry)}")
     write_record(path, record)
-    write_page(path)
     return record
 
 
 def _matching(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
-        if not models.list_models(pattern):
+        if not list_models(pattern):
             raise ConvReproError(f"--models {pattern} matches no model; `convrepro list models` names them")
-    return sorted({name for pattern in patterns for name in models.list_models(pattern)})
+    return sorted({name for pattern in patterns for name in list_models(pattern)})
 
 
 def _enter_environment(record: Record) -> str:
@@ -247,7 +245,7 @@ def _replaced(name: str, config: Mapping[str, Any], plain: Plain) -> Cell:
 def _build(name: str, conv: Mapping[str, Any]) -> tuple[nn.Module, SurgeryReport]:
     """The network for as many channels as it was made for: those for MNIST take one."""
     config = timm.get_pretrained_cfg(name)
-    return models.build(name, conv=conv, num_classes=CLASSES, in_chans=config.input_size[0] if config else 3)
+    return build(name, conv=conv, num_classes=CLASSES, in_chans=config.input_size[0] if config else 3)
 
 
 def _input_sizes(network: nn.Module) -> list[tuple[int, int, int]]:

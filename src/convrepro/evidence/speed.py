@@ -20,12 +20,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
+from convrepro.models.build import build_network
 from convrepro.models.export import check_target, export, fuse, load
 from convrepro.runs.environment import describe
 from convrepro.tables import Table
-from convrepro.training import run as train
 
 MODES = ("train", "inference", "exported")
 
@@ -173,9 +174,9 @@ def compare(pair: Pair, setting: Setting) -> Timing:
     for configuration in (cfg, base):
         configuration.weights = None
     with _threads(setting.threads):
-        networks = [train.build_network(c)[0] for c in (cfg, base)]
+        networks = [build_network(c)[0] for c in (cfg, base)]
         counts = [
-            train.count_network(network, c, c.data.image_size).total("conv_fc")
+            count_network(network, c, c.data.image_size).total("conv_fc")
             for network, c in zip(networks, (cfg, base), strict=True)
         ]
         before = busy()

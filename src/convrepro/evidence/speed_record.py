@@ -13,7 +13,7 @@ from typing import Any
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.tables.render import markdown_grid
+from convrepro.tables.markdown import markdown_grid
 
 FOLDER = "speed"
 PLOT_FILE = "speed.svg"

@@ -6,9 +6,11 @@ import sys
 from collections.abc import Mapping
 
 import timm
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import convrepro.models.zoo  # noqa: F401 (registers the zoo's models with timm)
+from convrepro.config.compose import plain
 from convrepro.errors import ConvReproError
 from convrepro.models.surgery import SurgeryReport, replace_convs
 from convrepro.models.weights import differences, locate, read_checkpoint, state_of, unwrapped
@@ -27,6 +29,26 @@ READERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained
 def list_models(pattern: str = "*") -> list[str]:
     """Names of timm's models and the zoo's that match a shell pattern, sorted."""
     return timm.list_models(pattern)
+
+
+def image_size(cfg: DictConfig) -> int:
+    """Side of the images that this run sees, in pixels."""
+    return min(cfg.data.image_size, cfg.budget.max_image_size or cfg.data.image_size)
+
+
+def build_network(cfg: DictConfig) -> tuple[nn.Module, SurgeryReport]:
+    """The network of `cfg` with its convolutions replaced, and what was."""
+    return build(
+        cfg.model,
+        conv=plain(cfg.conv),
+        num_classes=cfg.data.num_classes,
+        in_chans=cfg.data.channels,
+        se_reduction=cfg.se_reduction,
+        init=cfg.recipe.init,
+        weights=cfg.weights,
+        weights_sha256=cfg.weights_sha256,
+        model_args=plain(cfg.model_args),
+    )
 
 
 def build(

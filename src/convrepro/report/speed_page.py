@@ -17,7 +17,7 @@ from convrepro.evidence.speed_record import (
     records,
     spread,
 )
-from convrepro.tables.render import markdown_grid
+from convrepro.tables.markdown import markdown_grid
 
 PAGE = "SPEED.md"
 
@@ -29,8 +29,8 @@ What fewer multiply-accumulates (MACs) are worth in time. Candidate and baseline
 that is reversed from round to round; a figure is the median over rounds of candidate's time / baseline's time, below 1
 where the candidate is faster. Of several records it is their median, with the lowest and the highest in parentheses.
 `realised` is the speed-up as a share of the one that MACs promise. A training step is forward, backward and SGD;
-inference is of the folded form (`convrepro.models.export.fuse`) of both, in torch and, exported to ONNX, in onnxruntime. Other
-hardware, above all a GPU, may order them otherwise: `convrepro bench all` measures it there."""
+inference is of the folded form (`convrepro.models.export.fuse`) of both, in torch and, exported to ONNX, in
+onnxruntime. Other hardware, above all a GPU, may order them otherwise: `convrepro bench all` measures it there."""
 
 
 def render(found: Sequence[Mapping[str, Any]]) -> str:

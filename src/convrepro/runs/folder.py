@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convrepro.errors import Busy, ConvReproError, Interrupted
-from convrepro.runs.result import PART, read_result, write_json
-from convrepro.runs.storage import NO_LOCKS
+from convrepro.runs.result import read_result
+from convrepro.runs.storage import NO_LOCKS, PART, write_json
 
 PROGRESS, ERROR, LOCK = "progress.json", "error.txt", ".lock"
 #: Descriptors of the locks that this process holds.

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +10,10 @@ from convrepro.errors import ConvReproError
 SCHEMA = 1
 FILE = "result.json"
 LAST = "last.ckpt"
-#: What a file is named while it is being written.
-PART = ".part"
 
 
 class TornResult(ConvReproError):
     """A `result.json` that is no JSON, as a damaged disk leaves it."""
-
-
-def write_whole(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
-    """Write `content` so that a reader or a crash never meets half a file; what cannot be written leaves nothing.
-
-    What was at `path` goes to `keep`, where given. Raises ConvReproError with the path and the reason.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(part, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise ConvReproError(f"{path} cannot be written ({error.strerror})") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names of the files in `folder` on disk before going on."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`write_whole` of `content` as indented JSON."""
-    write_whole(path, (json.dumps(content, indent=1, sort_keys=False) + "\n").encode())
 
 
 def finite(value: Any) -> Any:

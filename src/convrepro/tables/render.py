@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from convrepro.errors import ConvReproError
+from convrepro.tables.markdown import Grid, markdown_grid
 from convrepro.tables.schema import Claim, Metric, NotMeasured, Row, Source, Table, Trained
 from convrepro.tables.verdict import (
     NONE,
@@ -36,8 +37,6 @@ COLORS |= {"proxy": "yellow", "smoke": "yellow", "partial": "yellow", "unverifie
 COLORS |= {"reproduced": "green", "static-ok": "green", "holds": "green", "ok": "green"}
 
 PLAIN_WIDTH = 120
-
-Grid = tuple[list[tuple[str, str]], list[list[str]]]
 
 
 def published_text(cell: Cell) -> str:
@@ -189,17 +188,6 @@ def render_table(
     if max(map(len, _plain(main))) > columns and measured and not static_only:
         blocks = [_grid(table, names, statics, results) for names in (measured, counted) if names]
     return _text(table, blocks, claims, columns, terminal)
-
-
-def markdown_grid(grid: Grid) -> list[str]:
-    """A grid as the lines of a markdown table."""
-    header, lines = grid
-    titles = [
-        f"{group}<br>{title}" if group and group != header[i - 1][0] else title
-        for i, (group, title) in enumerate(header)
-    ]
-    rule = ["---:" if group else ":---" for group, _ in header]
-    return [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in line)} |" for line in (titles, rule, *lines)]
 
 
 def _plain(grid: Grid, paint: Callable[[str, bool], str] = lambda text, colored: text) -> list[str]:

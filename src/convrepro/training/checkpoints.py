@@ -16,7 +16,8 @@ from torch import Tensor
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.models.weights import read_checkpoint
 from convrepro.runs import interruption
-from convrepro.runs.result import LAST, write_whole
+from convrepro.runs.result import LAST
+from convrepro.runs.storage import write_whole
 
 PREVIOUS = "previous.ckpt"
 #: Batches between two looks at what costs the device or the network to know: losses, and other devices' signals.

@@ -13,21 +13,24 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from convrepro import complexity
+from convrepro.complexity.network import count_network
+from convrepro.config.compose import plain
 from convrepro.data import ImageData
 from convrepro.errors import ConvReproError, Interrupted
-from convrepro.models import build as models
+from convrepro.models.build import build_network, image_size
 from convrepro.models.weights import is_url
 from convrepro.runs import interruption
 from convrepro.runs.environment import describe
 from convrepro.runs.folder import hold, rank
 from convrepro.runs.identity import Identity, changed, digest, scientific
-from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite, read_result, write_json
+from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite, read_result
+from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
+from convrepro.training.data import image_data
 from convrepro.training.module import Classifier
 from convrepro.training.progress import EpochLog, Progress, bar
 
@@ -46,87 +49,10 @@ def identity_of(cfg: DictConfig, overrides: Sequence[str]) -> Identity:
     return Identity("adhoc", f"{cfg.model}-{cfg.conv.name}-{digest(own)}", cfg.seed, cfg.budget.name)
 
 
-def image_data(cfg: DictConfig) -> ImageData:
-    """The data module of a run, at the resolution and in the amount that its budget allows."""
-    return ImageData(
-        **{**_plain(cfg.data), "image_size": image_size(cfg)},
-        batch_size=loader_batch(cfg),
-        augment=_plain(cfg.recipe.augment),
-        normalize=cfg.recipe.normalize,
-        seed=cfg.seed,
-        train_examples=cfg.budget.train_examples,
-        test_examples=cfg.budget.test_examples,
-        sample=cfg.budget.sample,
-        num_workers=cfg.trainer.num_workers,
-    )
-
-
-def image_size(cfg: DictConfig) -> int:
-    """Side of the images that this run sees, in pixels."""
-    return min(cfg.data.image_size, cfg.budget.max_image_size or cfg.data.image_size)
-
-
 def check(cfg: DictConfig) -> None:
     """Find the data and build the network of `cfg`, training nothing; raises ConvReproError for what would fail."""
     image_data(cfg).check()
     build_network(cfg)
-
-
-def build_network(cfg: DictConfig) -> tuple[torch.nn.Module, Any]:
-    """The network of `cfg` with its convolutions replaced, and what was."""
-    return models.build(
-        cfg.model,
-        conv=_plain(cfg.conv),
-        num_classes=cfg.data.num_classes,
-        in_chans=cfg.data.channels,
-        se_reduction=cfg.se_reduction,
-        init=cfg.recipe.init,
-        weights=cfg.weights,
-        weights_sha256=cfg.weights_sha256,
-        model_args=_plain(cfg.model_args),
-    )
-
-
-def count_network(network: torch.nn.Module, cfg: DictConfig, side: int) -> complexity.Count:
-    """The network's cost on one image of the data, `side` pixels wide and high.
-
-    Raises ConvReproError where the network cannot take such an image, and as `complexity.count` does.
-    """
-    size = (cfg.data.channels, side, side)
-    try:
-        return complexity.count(network, size)
-    except ConvReproError:
-        raise
-    except (RuntimeError, ValueError, AssertionError) as error:
-        own = "x".join(map(str, network.pretrained_cfg["input_size"]))
-        raise ConvReproError(
-            f"{cfg.model} cannot take an image of {'x'.join(map(str, size))} (data.image_size={cfg.data.image_size}): "
-            f"{error}; it was made for {own}"
-        ) from error
-
-
-def loader_batch(cfg: DictConfig) -> int:
-    """Images in one batch on one device, from the recipe's global batch; raises where that does not divide."""
-    devices = devices_of(cfg)
-    parts = devices * cfg.trainer.num_nodes * cfg.trainer.accumulate
-    if cfg.recipe.batch_size % parts:
-        raise ConvReproError(
-            f"recipe.batch_size={cfg.recipe.batch_size} is the global batch; devices={devices} x "
-            f"num_nodes={cfg.trainer.num_nodes} x accumulate={cfg.trainer.accumulate} = {parts} must divide it"
-        )
-    return cfg.recipe.batch_size // parts
-
-
-def devices_of(cfg: DictConfig) -> int:
-    """The number of devices on each node; raises ConvReproError where `trainer.devices` leaves it open."""
-    devices = cfg.trainer.devices
-    number = len(devices) if OmegaConf.is_list(devices) else devices
-    if type(number) is not int or number < 1:
-        raise ConvReproError(
-            f"trainer.devices={devices} must be a number of at least 1 or a list of devices, for the recipe's batch to "
-            "be divided among them"
-        )
-    return number
 
 
 def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] = print) -> dict[str, Any]:
@@ -187,7 +113,7 @@ def _train(
             "seed": cfg.seed,
             "budget": cfg.budget.name,
             "overrides": _recorded(cfg, overrides),
-            "config": _plain(cfg),
+            "config": plain(cfg),
             "metrics": _metrics(module),
             "static": static,
             "counts": {rule: str(counted.total(rule)) for rule in rules_of(cfg.table, cfg.row)},
@@ -226,14 +152,14 @@ def assemble(
         network.compile()
     settings = {
         "model": cfg.model,
-        "model_args": _plain(cfg.model_args),
-        "conv": _plain(cfg.conv),
+        "model_args": plain(cfg.model_args),
+        "conv": plain(cfg.conv),
         "overrides": _recorded(cfg, overrides),
     }
     module = Classifier(
-        network, _plain(cfg.recipe), num_classes=cfg.data.num_classes, epochs=epochs, seed=cfg.seed, settings=settings
+        network, plain(cfg.recipe), num_classes=cfg.data.num_classes, epochs=epochs, seed=cfg.seed, settings=settings
     )
-    logger = build_logger(_plain(cfg.logger), identity, folder, _plain(cfg), static) if _first(cfg) else None
+    logger = build_logger(plain(cfg.logger), identity, folder, plain(cfg), static) if _first(cfg) else None
     files = WholeFiles()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     arguments = {
@@ -262,7 +188,7 @@ def assemble(
         with _quiet():
             return module, L.Trainer(plugins=[files, *_cluster()], **arguments), logger
     except (MisconfigurationException, ValueError) as error:
-        raise ConvReproError(f"trainer={_plain(cfg.trainer)} does not fit this machine: {error}") from error
+        raise ConvReproError(f"trainer={plain(cfg.trainer)} does not fit this machine: {error}") from error
 
 
 def _cluster() -> list[SLURMEnvironment]:
@@ -319,7 +245,7 @@ def _finished(
             f"{folder} holds a finished run of other overrides ({' '.join(finished['overrides'])} instead of "
             f"{' '.join(wanted)}); move it away or choose another runs="
         )
-    if other := changed(finished["config"], _plain(cfg)):
+    if other := changed(finished["config"], plain(cfg)):
         raise ConvReproError(f"{folder} holds a finished run of the same overrides, but {other}; move it away")
     echo(f"{folder}: finished, top-1 {finished['metrics']['last']['top1']:.2f} %; skipped")
     return finished
@@ -360,7 +286,3 @@ def _closing(logger: RunLogger | None) -> Iterator[None]:
         if logger:
             logger.fail(error)
         raise
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

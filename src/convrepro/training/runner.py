@@ -7,7 +7,8 @@ from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs.folder import ERROR
 from convrepro.runs.plan import Job
-from convrepro.training import run as train
+from convrepro.training.data import devices_of
+from convrepro.training.run import check, run
 
 Results = dict[str, dict[int, dict[str, Any]]]
 
@@ -21,7 +22,7 @@ def validate(jobs: Sequence[Job]) -> None:
         seen.add(job.row.id)
         try:
             cfg = compose_config([o for o in job.overrides if not o.startswith("weights=")])
-            train.check(cfg)
+            check(cfg)
         except ConvReproError as error:
             raise ConvReproError(f"{job.identity.table}, row {job.row.id}: {error}") from error
 
@@ -34,7 +35,7 @@ def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results,
     """
     for job in jobs:
         cfg = compose_config(job.overrides)
-        processes = train.devices_of(cfg) * cfg.trainer.num_nodes
+        processes = devices_of(cfg) * cfg.trainer.num_nodes
         if processes > 1:
             raise ConvReproError(
                 f"the trainer asks for {processes} processes, but `run` trains a table in one; `submit` it, or train "
@@ -45,7 +46,7 @@ def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results,
     for number, job in enumerate(jobs, 1):
         echo(f"[{number}/{len(jobs)}] {job.line}")
         try:
-            result = train.run(compose_config(job.overrides), job.overrides, echo)
+            result = run(compose_config(job.overrides), job.overrides, echo)
             results.setdefault(job.row.id, {})[job.identity.seed] = result
         except Interrupted:
             raise

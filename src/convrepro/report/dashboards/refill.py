@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from convrepro.config.compose import compose_config
-from convrepro.evidence.collect import load_evidence, load_proxies
+from convrepro.evidence.store import load_evidence, load_proxies
 from convrepro.report.dashboards.workspace import answering
 from convrepro.runs.identity import Identity, digest
 from convrepro.runs.result import FILE, read_result

@@ -21,7 +21,7 @@ from wandb_workspaces.reports.v2.gql import upsert_view
 
 from convrepro.errors import ConvReproError
 from convrepro.report.dashboards.panels import colors, columns, limit, runs_of, sections, stable_id
-from convrepro.runs.result import write_json
+from convrepro.runs.storage import write_json
 from convrepro.tables import Results, Statics, Table, judge_claim, tally
 from convrepro.tables.render import describe_source
 from convrepro.tracking.sync import Server

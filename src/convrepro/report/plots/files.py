@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.evidence.collect import PLOTS, plot_path
 from convrepro.evidence.speed_record import PLOT_FILE, Speed
+from convrepro.report.papers import PLOTS, plot_path
 from convrepro.report.plots import draw
 from convrepro.report.plots.figures import Figure, costs, figures
 from convrepro.report.plots.speeds import speeds

@@ -1,0 +1,90 @@
+"""The README's examples of adding an operator and a table, followed to the letter in a copy of the project."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def section(heading: str) -> str:
+    return README.split(f"### {heading}\n")[1].split("\n## ")[0].split("\n### ")[0]
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    return [body for language, body in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL) if language in languages]
+
+
+def files(text: str) -> list[str]:
+    """The blocks of code, cut where a comment names the next file."""
+    return [
+        part for block in blocks(text, "python", "yaml") for part in re.split(r"^(?=# \S+/\S+)", block, flags=re.M)[1:]
+    ]
+
+
+def follow(project: Path, block: str) -> None:
+    """Do what the block's first line says: `# FILE` writes the file, `# FILE: ... NAME` adds lines to NAME there."""
+    first, body = block.split("\n", 1)
+    file, _, words = first.removeprefix("# ").partition(":")
+    path = project / file
+    if not words:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(body)
+        return
+    imports = "".join(line for line in body.splitlines(keepends=True) if line.startswith("from "))
+    text, added = path.read_text(), body.removeprefix(imports)
+    opening = re.search(rf"^{words.split()[-1]}\b.*[\[{{]\n", text, re.MULTILINE)
+    text = text[: opening.end()] + added + text[opening.end() :]
+    start = re.search(r"^(from|import) ", text, re.MULTILINE).start()
+    path.write_text(text[:start] + imports + text[start:])
+
+
+def type_in(project: Path, line: str) -> str:
+    words = line.split("#")[0].split()
+    module = {"convrepro": ["convrepro.cli"], "pytest": ["pytest", "-q", "-p", "no:cacheprovider"]}[words[0]]
+    environment = {**os.environ, "PYTHONPATH": str(project / "src"), "WANDB_MODE": "offline"}
+    command = [sys.executable, "-m", *module, *words[1:]]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project, with the operator of the README added; the table uses it."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("src", "conf", "reproductions", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    for part in files(section("Add an operator")):
+        follow(folder, part.strip("\n") + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("heading", ["Add an operator", "Add a table"])
+def test_a_section_is_under_30_lines(heading):
+    assert len(section(heading).strip().splitlines()) < 30
+
+
+def test_the_operator_is_counted_and_tested(project):
+    lines = "".join(blocks(section("Add an operator"), "bash")).splitlines()
+    outputs = {line.split()[0]: type_in(project, line) for line in lines}
+    assert "FixedPointwise" in outputs["convrepro"]
+    assert re.search(r"\d\d passed", outputs["pytest"])
+
+
+def test_the_table_is_counted_run_and_shown(project):
+    text = section("Add a table")
+    for part in files(text):
+        follow(project, part)
+    counted, trained = (type_in(project, line) for line in "".join(blocks(text, "bash")).splitlines())
+    assert "40.55" in counted
+    assert "static-ok" in counted
+    assert trained.count("smoke ") >= 2

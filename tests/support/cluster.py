@@ -1,0 +1,179 @@
+"""A real Slurm on the loopback for tests: `slurm/local_cluster.sh`, started, asked and stopped from Python.
+
+Tests take the session's cluster by the fixture `cluster` (conftest.py), or start one of their own where it has to be
+another one. They carry the mark `cluster`, and their files are named test_cluster_*, so that few of them run at a time
+(conftest.py).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "slurm" / "local_cluster.sh"
+NOT_INSTALLED = 4  # the script's exit code
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}
+
+T = TypeVar("T")
+
+
+class LocalCluster:
+    """One cluster in `folder`; `with LocalCluster(...)` starts it, and in the end stops it and removes the folder.
+
+    folder: new or empty. knobs: of `local_cluster.sh start`, such as "--nodes", "3" or "--accounting".
+    env: what to merge into os.environ for a process that talks to the cluster.
+    Entering skips the test where Slurm is not installed.
+    """
+
+    def __init__(self, folder: Path, *knobs: str) -> None:
+        self.folder = folder
+        self.knobs = knobs
+        self._crashed = False
+        self.env = {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
+        }
+
+    def __enter__(self) -> "LocalCluster":
+        started = self.script("start", *self.knobs)
+        if started.returncode == NOT_INSTALLED:
+            pytest.skip(started.stderr.strip())
+        assert started.returncode == 0, started.stderr + self.logs()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stopped = self.script("stop", "--purge")
+        assert stopped.returncode == 0, stopped.stderr
+
+    def script(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the script on this cluster's folder."""
+        line = [SCRIPT, command, "--folder", self.folder, *words]
+        return subprocess.run(line, capture_output=True, text=True, timeout=180, env=_clean())
+
+    def run(
+        self,
+        *command: str | Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        timeout: float = 600,
+    ) -> subprocess.CompletedProcess[str]:
+        """A command that talks to the cluster, with this interpreter's `convrepro` and `python` first in its PATH.
+
+        Raises AssertionError with all output and the cluster's logs where it fails, unless `check` is false.
+        """
+        environment = {**_clean(), **self.env, **(env or {})}
+        done = subprocess.run(
+            [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} ended with {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}")
+        return done
+
+    def launch(self, *command: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+        """As `run`, not waited for; leave it by `with`, or by `communicate`."""
+        return subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd,
+            env={**_clean(), **self.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def sbatch(self, *words: str | Path, cwd: Path | None = None) -> str:
+        """Submit a job with `sbatch --parsable words`; its id."""
+        return self.run("sbatch", "--parsable", *words, cwd=cwd).stdout.strip()
+
+    def queue(self) -> dict[str, str]:
+        """State by job id, an array's by `<array id>_<index>`; finished jobs stay for an hour."""
+        lines = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").stdout.splitlines()
+        return dict(line.split() for line in lines)
+
+    def scontrol(self, *words: str) -> str:
+        return self.run("scontrol", *words).stdout
+
+    def job(self, job: str) -> dict[str, str]:
+        """What `scontrol show job` says of one job or array task, such as ExitCode, Restarts, Reason."""
+        words = self.scontrol("--oneliner", "show", "job", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait(self, predicate: Callable[[], T], seconds: float) -> T:
+        """The first true value of `predicate`; raises AssertionError with queue and logs after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not (value := predicate()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {seconds} s in vain; jobs: {self.queue()}\n{self.logs()}")
+            time.sleep(0.2)
+            if self._crashed:
+                self._put_right()
+        return value
+
+    def _put_right(self) -> None:
+        """What an administrator does after a crash of slurmctld: it has forgotten which jobs it started just before,
+        takes them for duplicates when it starts them again, drains their nodes and holds them.
+        """
+        drained = set(self.run("sinfo", "-Nh", "-o", "%N %E").stdout.splitlines())
+        for node in (line.split()[0] for line in drained if line.endswith("Duplicate jobid")):
+            self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        held = self.run("squeue", "-rh", "-t", "PD", "-o", "%i %r").stdout.splitlines()
+        for job in (line.split()[0] for line in held if line.endswith("launch failed requeued held")):
+            self.run("scontrol", "release", job, check=False)
+
+    def wait_until_over(self, seconds: float, *jobs: str) -> dict[str, str]:
+        """Wait until these jobs (arrays: all their tasks; none given: every job) have ended; their states."""
+
+        def over() -> dict[str, str]:
+            states = {k: v for k, v in self.queue().items() if not jobs or k in jobs or k.split("_")[0] in jobs}
+            return states if states and set(states.values()) <= OVER else {}
+
+        return self.wait(over, seconds)
+
+    def restart_controller(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End slurmctld by a signal, SIGKILL if asked, and start it again."""
+        file = self.folder / "run" / "slurmctld.pid"
+        pid = int(file.read_text())
+        os.kill(pid, how)
+        self.wait(lambda: not _lives(pid), 30)
+        started = self.script("start")
+        assert started.returncode == 0, started.stderr + self.logs()
+        self._crashed = self._crashed or how == signal.SIGKILL
+
+    def logs(self) -> str:
+        """The last lines of each of the cluster's logs."""
+        parts = []
+        for path in sorted((self.folder / "log").glob("*.log")):
+            parts += [f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-30:]]
+        return "\n".join(parts)
+
+    def processes(self) -> list[str]:
+        """Command lines of what runs for this cluster: its daemons, and whatever a job has left."""
+        own = str(self.folder).encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                line, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if _lives(int(process.name)) and (own in line or b"SLURM_CONF=" + own in environment):
+                found.append(line.replace(b"\0", b" ").decode(errors="replace").strip())
+        return found
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process is there; a zombie, that nobody has waited for yet, is not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def _clean() -> dict[str, str]:
+    """This process's environment without what another cluster, or a job that it is itself in, put there."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}

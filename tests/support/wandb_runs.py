@@ -1,0 +1,131 @@
+"""Small runs for the tests of W&B: real ones of a paper's row, and ones that only log."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from omegaconf import OmegaConf
+
+from convrepro.config.compose import compose_config
+from convrepro.runs.identity import Identity
+from convrepro.runs.summary import summary
+from convrepro.tracking.logger import RunLogger, build_logger
+from convrepro.tracking.offline import fragments
+from convrepro.training.run import run
+from support.wandb_server import WandbServer
+
+TABLE = "deepshift/mnist_v5"
+IDENTITY = Identity(TABLE, "fc_q", 0, "paper")
+ROW = ["model=deepshift_mnist_fc", "recipe=deepshift_mnist_v5", "recipe.epochs=3", "trainer=cpu"]
+ROW += [f"table={TABLE}", "row=fc_q", "budget.train_examples=256", "budget.test_examples=100"]
+SHIFT = [*ROW, "conv=shift"]
+STATIC = {"macs": 668672, "params": 669706, "multiplications": 0, "shifts": 668672, "weight_bits": 3343360}
+SECRETS = {"SLURM_JWT": "a-token-of-the-cluster", "OTHER_API_KEY": "a-key-of-something-else"}
+#: Seconds that a test waits for what takes a moment on a quiet machine.
+DEADLINE = 240
+
+
+def silent(line: str) -> None:
+    """Nobody watches."""
+
+
+def train(words: list[str], runs: Path, echo: Callable[[str], None] = silent, row: list[str] = SHIFT) -> dict[str, Any]:
+    """Train in this process."""
+    overrides = [*row, *words, f"runs={runs}"]
+    return run(compose_config(overrides), overrides, echo=echo)
+
+
+def start(words: list[str], runs: Path) -> subprocess.Popen:
+    """Train by the command line."""
+    command = [sys.executable, "-m", "convrepro.cli", "train", *SHIFT, *words, f"runs={runs}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def end(process: subprocess.Popen, after: Callable[[], bool], sent: signal.Signals) -> None:
+    """Send a signal, SIGKILL to the children too, once `after` is true; waits until the process has ended."""
+    wait(lambda: after() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()[0]
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    process.send_signal(sent)
+    for child in children if sent == signal.SIGKILL else ():
+        os.kill(int(child), sent)
+    process.communicate(timeout=DEADLINE)
+
+
+def wait(until: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not until():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def history(epochs: int) -> list[dict[str, Any]]:
+    """What a run's module holds after so many epochs, the second one being its best."""
+    keys = ("train/loss", "val/loss", "val/top5", "lr", "seconds")
+    tops = [50.0, 90.0, *(60.0 + epoch for epoch in range(2, 20))]
+    lines = [{"epoch": e, "step": 10 * e + 10, **dict.fromkeys(keys, 1 / (e + 1))} for e in range(epochs)]
+    return [{**line, "val/top1": tops[line["epoch"]]} for line in lines]
+
+
+@cache
+def composed() -> dict[str, Any]:
+    """The configuration of a run that only logs."""
+    return OmegaConf.to_container(compose_config([*SHIFT, "logger.timeout=2"]), resolve=True)
+
+
+def result(epochs: int, **changed: Any) -> dict[str, Any]:
+    """A finished run's record."""
+    lines = history(epochs)
+    found = {"table": TABLE, "row": "fc_q", "seed": 0, "budget": "paper", "schema": 1, "status": "done"}
+    found |= {"config": composed(), "overrides": [], "static": STATIC}
+    pick = {"epoch": "epoch", "val/top1": "top1", "val/top5": "top5", "val/loss": "loss"}
+    best = max(lines, key=lambda line: line["val/top1"])
+    metrics = {"last": {pick[key]: lines[-1][key] for key in pick}, "best": {pick[key]: best[key] for key in pick}}
+    return found | {"history": lines, "metrics": metrics, "time": {"images_per_second": 7.0}} | changed
+
+
+def attempt(folder: Path, epochs: int, error: BaseException | None = None, *, kill: bool = False) -> RunLogger | None:
+    """One attempt at a run that logs up to so many epochs; it ends well, by `error`, or never (`kill`)."""
+    logger = build_logger(composed()["logger"], IDENTITY, folder, composed(), STATIC)
+    if logger is None:
+        return None
+    logger.catch_up(history(epochs))
+    if error:
+        logger.fail(error)
+    elif not kill:
+        logger.finish(summary(result(epochs)))
+    if not kill and not logger.broken and logger.run.offline:
+        wait(lambda: fragments(folder)[-1].closed)  # the client's other process writes it
+    return logger
+
+
+def client(mode: str) -> None:
+    """Have W&B's client of this process look at the environment anew, and be in this mode."""
+    wandb.teardown()
+    os.environ["WANDB_MODE"] = mode
+
+
+@contextmanager
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+    """A server that this process's client and its children's are led to, with secrets in their environment."""
+    with WandbServer() as server:
+        home = {f"WANDB_{kind}_DIR": str(tmp_path / "home") for kind in ("CONFIG", "CACHE", "DATA")}
+        machine = {"NETRC": str(tmp_path / "netrc"), "SLURM_JOB_ID": "4711"}
+        for name, value in {**server.environment(), **home, **machine, **SECRETS}.items():
+            monkeypatch.setenv(name, value)
+        client("online")
+        yield server
+        assert server.unknown == []
+        sent = server.everything()
+        assert [name for name, value in {**SECRETS, "key": server.key}.items() if value.encode() in sent] == []
+        server.recovers()
+        wandb.teardown()

@@ -1,0 +1,250 @@
+"""`convrepro sync`: what was recorded offline, or not taken in time, arrives once and in order."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convrepro.cli.main import main
+from convrepro.errors import ConvReproError, Interrupted
+from convrepro.runs.folder import hold
+from convrepro.runs.result import FILE
+from convrepro.runs.storage import write_json
+from convrepro.runs.summary import summary
+from convrepro.tracking.offline import Fragment, fragments
+from convrepro.tracking.sync import Synced, There, missing, sync
+from support.wandb_runs import (
+    IDENTITY,
+    TABLE,
+    attempt,
+    client,
+    composed,
+    end,
+    history,
+    result,
+    served,
+    start,
+    train,
+    wait,
+)
+from support.wandb_server import RunRecord, WandbServer
+
+NAME = f"{IDENTITY.name} (paper)"
+PREEMPTED = Interrupted("preempted", requeue=True)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+    with served(monkeypatch, tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return IDENTITY.folder(tmp_path)
+
+
+def send(runs: Path, **changed: str) -> Synced:
+    client("online")
+    return sync(TABLE, runs, {**composed()["logger"], **changed}, print)
+
+
+def epochs(run: RunRecord) -> list[int]:
+    """The epochs that arrived, after a look at the steps: they only rise."""
+    steps = run.series("trainer/global_step")
+    assert steps == sorted(set(steps))
+    assert steps == [10 * epoch + 10 for epoch in run.series("epoch")]
+    assert [row["_step"] for row in run.history()] == list(range(len(steps)))
+    return run.series("epoch")
+
+
+def test_attempts_at_a_requeued_run_merge_in_order_and_are_not_sent_twice(server, folder, tmp_path):
+    client("offline")
+    attempt(folder, 2, PREEMPTED)
+    attempt(folder, 3, ValueError("it failed in between"))
+    attempt(folder, 3, PREEMPTED)
+    attempt(folder, 5)
+    assert [fragment.epochs for fragment in fragments(folder)] == [(0, 1), (2,), (), (3, 4)]
+    assert send(tmp_path).sent == {NAME: "sent 3 attempts"}
+    run = server.run(IDENTITY.run_id)
+    assert epochs(run) == [0, 1, 2, 3, 4]
+    assert (run.name, run.group, run.job_type, run.state) == (IDENTITY.name, TABLE, "train", "finished")
+    assert (run.summary["best/top1"], run.summary["best/epoch"], run.summary["last/top1"]) == (90.0, 1, 64.0)
+    assert (run.values["conv_name"], run.values["row"], "shift" in run.tags) == ("shift", "fc_q", True)
+    assert send(tmp_path).skipped == {NAME: "is there, as far as it went"}
+    write_json(folder / FILE, result(5))
+    assert send(tmp_path).skipped == {NAME: "is there"}
+    assert epochs(run) == [0, 1, 2, 3, 4]
+
+
+def test_each_of_several_runs_is_sent_by_its_attempt_alone(server, tmp_path):
+    """W&B's client keeps the list of runs that it was told first."""
+    client("offline")
+    for seed in (0, 1, 2):
+        train([f"seed={seed}"], tmp_path)
+    assert set(send(tmp_path).sent.values()) == {"sent 1 attempt"}
+    assert len(server.runs) == 3
+
+
+def test_what_an_online_attempt_made_up_for_is_not_sent_again(server, folder, tmp_path):
+    client("offline")
+    attempt(folder, 2, PREEMPTED)
+    client("online")
+    attempt(folder, 4, PREEMPTED)
+    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3]
+    assert send(tmp_path).counts == "0 sent, 1 skipped, 0 failed"
+    client("offline")
+    attempt(folder, 6)
+    assert send(tmp_path).sent == {NAME: "sent 1 attempt"}
+    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_of_a_run_that_is_there_in_part_the_rest_is_sent_once_it_is_done(server, folder, tmp_path):
+    logger = attempt(folder, 2, kill=True)
+    run = server.run(IDENTITY.run_id)
+    logger.run.mark_preempting()  # which has the client send at once what it would collect for a quarter of a minute
+    wait(lambda: run.series("epoch") == [0, 1])
+    server.breaks()
+    logger.catch_up(history(4))
+    with pytest.warns(UserWarning, match=r"Timed out.*convrepro sync"):
+        logger.fail(PREEMPTED)
+    server.recovers()
+    assert send(tmp_path).skipped == {NAME: "is there up to epoch 1; the rest goes when the run is done"}
+    client("offline")
+    attempt(folder, 5)
+    write_json(folder / FILE, result(5))
+    assert send(tmp_path).sent == {NAME: "sent the rest from its result"}
+    assert epochs(run) == [0, 1, 2, 3, 4]
+    assert {key: run.summary[key] for key in summary(result(5))} == summary(result(5))
+    assert (run.state, run.exit_code) == ("finished", 0)
+    assert send(tmp_path).skipped == {NAME: "is there"}
+
+
+def test_a_torn_attempt_is_sent_as_far_as_it_goes_and_the_next_one_continues_there(server, folder, tmp_path):
+    client("offline")
+    attempt(folder, 4)
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rindex(b"lr", 0, len(content) * 2 // 3)])
+    (torn,) = fragments(folder)
+    assert 0 < len(torn.epochs) < 4
+    attempt(folder, 5)
+    assert send(tmp_path).sent == {NAME: "sent 2 attempts"}
+    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4]
+
+
+def test_a_run_that_failed_at_once_is_told_too_and_another_project_may_be_named(server, folder, tmp_path):
+    client("offline")
+    attempt(folder, 0, ValueError("no images"))
+    assert send(tmp_path, project="mine").sent == {NAME: "sent 1 attempt"}
+    run = server.run(IDENTITY.run_id)
+    assert (run.project, run.state, run.exit_code) == ("mine", "failed", 1)
+    assert send(tmp_path, project="mine").counts == "0 sent, 1 skipped, 0 failed"
+
+
+def test_a_run_that_is_being_trained_is_left_alone_and_one_bad_file_does_not_stop_the_rest(server, folder, tmp_path):
+    client("offline")
+    attempt(folder, 2)
+    with hold(folder):
+        assert send(tmp_path).skipped == {NAME: "is being trained"}
+    other = tmp_path / TABLE / "fc_q" / "proxy-seed7"
+    (other / "wandb").mkdir(parents=True)
+    (other / FILE).write_text("{")
+    outcome = send(tmp_path)
+    assert "not JSON" in outcome.failed[f"{TABLE}/fc_q/7 (proxy)"]
+    assert outcome.sent.keys() == {NAME}
+
+
+@pytest.mark.parametrize(
+    ("attempts", "there", "expected"),
+    [
+        ([(0, 1), (2, 3)], There(), ([0, 1], False)),
+        ([(0, 1), (2, 3)], There("failed", 1), ([1], False)),
+        ([(0, 1), (2, 3)], There("failed", 2), ([], True)),
+        ([(0, 1), (0, 1, 2)], There(), ([0], True)),
+        ([(0, 1), (2, 3)], There("finished", 3), ([], False)),
+        ([(), (0,), ()], There(), ([1], False)),
+        ([(), ()], There(), ([1], False)),
+        ([(), ()], There("failed"), ([], False)),
+    ],
+)
+def test_only_attempts_that_the_server_has_nothing_of_are_sent_whole(attempts, there, expected):
+    found = [Fragment(Path(str(number)), lines, True) for number, lines in enumerate(attempts)]
+    new, rest = missing(found, there)
+    assert ([int(str(fragment.path)) for fragment in new], rest) == expected
+
+
+@pytest.mark.parametrize("key", [None, "0" * 40, "short"])
+def test_without_a_good_key_there_is_one_sentence(server, tmp_path, monkeypatch, capsys, key):
+    client("online")
+    monkeypatch.delenv("WANDB_API_KEY")
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with pytest.raises(SystemExit) as stop:
+        main(["sync", TABLE, f"--runs={tmp_path}"])
+    assert stop.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("convrepro:")]
+    assert len(said) == 1
+    assert "key" in said[0]
+
+
+def test_a_server_that_is_down_is_one_sentence(server, tmp_path):
+    server.down()
+    with pytest.raises(ConvReproError, match=r"W&B at http://127.0.0.1:\d+ cannot be used"):
+        send(tmp_path)
+
+
+def written(checkpoint: Path) -> int:
+    """When it was written; 0 in the moment between two checkpoints, when the former has been moved away."""
+    try:
+        return checkpoint.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, folder, tmp_path):
+    """Nothing that was sent changes, nothing is sent twice, and an attempt that is killed leaves no hole."""
+    words = ["recipe.epochs=4", "recipe.batch_size=16", "budget.train_examples=1000"]
+    checkpoint = folder / "last.ckpt"
+    end(start(words, tmp_path), checkpoint.exists, signal.SIGUSR1)
+    run = server.run(IDENTITY.run_id)
+    assert (run.state, run.exit_code, run.was_preempting) == ("preempted", 128 + signal.SIGUSR1, True)
+    assert run.series("epoch") == list(range(len(run.history()))) != []
+    assert run.summary["best/top1"] == max(run.series("val/top1"))
+
+    before, saved = run.history(), written(checkpoint)
+    end(start(words, tmp_path), lambda: written(checkpoint) > saved, signal.SIGKILL)
+    assert not (folder / FILE).exists(), "the kill came too late to test anything"
+
+    finished = train(words, tmp_path)
+    assert (run.state, run.exit_code, run.resumes) == ("finished", 0, 2)
+    assert run.history()[: len(before)] == before
+    assert run.series("epoch") == [0, 1, 2, 3]
+    assert run.series("trainer/global_step") == [63, 126, 189, 252]
+    assert run.series("val/top1") == [line["val/top1"] for line in finished["history"]]
+    assert run.summary["best/top1"] == max(run.series("val/top1"))
+
+
+def test_a_run_killed_offline_is_whole_after_the_next_attempt_and_a_sync(server, folder, tmp_path):
+    client("offline")
+    words = ["recipe.epochs=3", "recipe.batch_size=16", "budget.train_examples=1000"]
+    end(start(words, tmp_path), (folder / "last.ckpt").exists, signal.SIGKILL)
+    finished = train(words, tmp_path)
+    assert len(fragments(folder)) == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "convrepro.cli", "sync", TABLE, f"--runs={tmp_path}"],
+        env=os.environ | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 sent, 0 skipped, 0 failed"
+    run = server.run(IDENTITY.run_id)
+    assert run.series("epoch") == [0, 1, 2]
+    assert run.series("val/loss") == [line["val/loss"] for line in finished["history"]]
+    assert run.state == "finished"
