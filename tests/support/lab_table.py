@@ -9,6 +9,8 @@ import pytest
 from convrepro.cluster.manifest import Request, Submission
 from convrepro.cluster.manifest import write as write_submission
 from convrepro.cluster.submission import Left, arrange
+from convrepro.config.compose import compose_config
+from convrepro.config.overrides import without
 from convrepro.runs.plan import Job, plan
 from convrepro.tables import Table, load_table
 from support import small_table
@@ -60,6 +62,7 @@ def left(jobs: list[Job]) -> Left:
 def result(job: Job, top1: float = 90.0, overrides: list[str] | None = None) -> dict:
     """A result as a run at a known commit writes it."""
     own = [o for o in job.overrides if o.split("=")[0] in ("model", "data", "recipe", "conv")]
+    config = compose_config(without(job.overrides, "weights")).model_dump()
     who = job.identity
     return {
         "schema": 1,
@@ -69,7 +72,7 @@ def result(job: Job, top1: float = 90.0, overrides: list[str] | None = None) -> 
         "seed": who.seed,
         "budget": who.budget,
         "overrides": overrides or own,
-        "config": {"data": {"name": "mnist"}, "weights": str(job.source / "last.ckpt") if job.source else None},
+        "config": config | {"weights": str(job.source / "last.ckpt") if job.source else None},
         "metrics": {when: {"top1": top1, "top5": 99.0, "loss": 1.0, "epoch": 0} for when in ("last", "best")},
         "static": {},
         "history": [{"epoch": 0, "val/top1": top1}],

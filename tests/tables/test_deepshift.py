@@ -8,6 +8,7 @@ import timm
 import torch
 import torchvision.models
 
+import convrepro.models.zoo  # noqa: F401 (registers the zoo)
 from convrepro.tables import Row, Table, load_table
 
 TABLES = ["cifar10_v1", "imagenet_v1", "imagenet_v5", "bits_imagenet_v5"]

@@ -98,7 +98,7 @@ def test_counts_of_a_row_that_is_another_tables():
 
 def test_listing_imports_no_torch():
     code = (
-        "import sys, convrepro.evidence.collect; from convrepro.tables import *; [load_table(n) for n in list_tables()]"
+        "import sys, convrepro.evidence.store; from convrepro.tables import *; [load_table(n) for n in list_tables()]"
     )
     heavy = "print({'torch', 'timm', 'lightning', 'hydra', 'rich', 'omegaconf'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{heavy}"], capture_output=True, text=True, check=True)

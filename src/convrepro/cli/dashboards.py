@@ -33,8 +33,6 @@ def add(verbs: Any) -> None:
 def _dashboard(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from omegaconf import OmegaConf
-
     from convrepro.config.compose import choices, compose_config
 
     tables = _tables(arguments.what)
@@ -47,7 +45,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
     from convrepro.tracking.logger import offline_without_key
     from convrepro.tracking.sync import Server
 
-    logger = OmegaConf.to_container(compose_config(arguments.overrides).logger)
+    logger = compose_config(arguments.overrides).logger.model_dump()
     mode = offline_without_key(logger.get("mode", "disabled"))
     if arguments.from_results and (arguments.json or mode != "online"):
         reason = "it cannot go with --json" if arguments.json else f"W&B is {mode} here (no API key, or told so)"
@@ -91,13 +89,11 @@ def _evidence(table: "Table") -> "tuple[Statics, Results]":
 def _sync(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from omegaconf import OmegaConf
-
     from convrepro.config.compose import compose_config
     from convrepro.tables import load_table
 
     table = load_table(arguments.table)
-    logger = OmegaConf.to_container(compose_config(arguments.overrides).logger)
+    logger = compose_config(arguments.overrides).logger.model_dump()
     if logger["name"] == "none":
         raise ConvReproError("logger=none has no W&B project to send runs to; leave it out")
     os.environ["WANDB_MODE"] = "online"  # of this command, whatever the runs are told

@@ -35,14 +35,13 @@ def add(verbs: Any) -> None:
 def _collect(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from convrepro.config.compose import compose_config
     from convrepro.evidence.collect import collect
     from convrepro.evidence.counts import count_table
     from convrepro.tables import load_table
 
     for name in arguments.tables:
         table = load_table(name)
-        print(collect(table, Path(arguments.runs), count_table(table, status_line), compose=compose_config))
+        print(collect(table, Path(arguments.runs), count_table(table, status_line)))
     return 0
 
 

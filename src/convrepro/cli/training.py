@@ -65,9 +65,9 @@ def _train(arguments: argparse.Namespace) -> int:
         return sweep(arguments.overrides)
     cfg = compose_config(arguments.overrides)
     if arguments.cfg:
-        from omegaconf import OmegaConf
+        import yaml
 
-        print(OmegaConf.to_yaml(cfg), end="")
+        print(yaml.safe_dump(cfg.model_dump(), sort_keys=False), end="")
         return 0
     interruption.listen()
     from convrepro.training.run import run

@@ -6,7 +6,6 @@ from pathlib import Path
 from convrepro.cluster import slurm
 from convrepro.cluster.manifest import Submission, submissions
 from convrepro.cluster.status import counts, survey, unfinished
-from convrepro.config.compose import compose_config
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
 from convrepro.evidence.collect import collect
@@ -45,7 +44,7 @@ def gather(manifest: Path, echo: Callable[[str], None], root: Path = REPRODUCTIO
         echo(f"no result: {line}")
     if request.budget in EVIDENCE:
         try:
-            echo(str(collect(table, runs, statics, root, compose_config)))
+            echo(str(collect(table, runs, statics, root)))
         except (ConvReproError, OSError) as error:
             echo(f"no evidence was written: {error}")
     return 1 if missing else 0

@@ -11,10 +11,10 @@ from convrepro.cluster.manifest import Entry, Request, Submission, home, next_nu
 from convrepro.cluster.scripts import Array, Shape, array_script, collect_script, first_run
 from convrepro.cluster.site import Site
 from convrepro.config.compose import compose_config
+from convrepro.config.overrides import without
 from convrepro.errors import ConvReproError
 from convrepro.runs.environment import commit
-from convrepro.runs.folder import state
-from convrepro.runs.identity import scientific
+from convrepro.runs.finished import is_done
 from convrepro.runs.plan import Job
 from convrepro.runs.storage import exclusive
 
@@ -101,22 +101,8 @@ def remaining(jobs: Sequence[Job], place: Path, queue: Sequence[slurm.Queued]) -
     Raises ConvReproError where the result of a run is of other overrides than the job's.
     """
     live = live_runs(submissions(place), queue)
-    finished = {job.folder for job in jobs if _finished(job)}
-    return Left([job for job in jobs if job.folder not in finished | live.keys()], len(finished), live)
-
-
-def _finished(job: Job) -> bool:
-    """Whether the run has a result; raises ConvReproError where that is of other overrides."""
-    result = state(job.folder).result
-    if result is None:
-        return False
-    wanted = [o for o in scientific(job.overrides) if not o.startswith("weights=") or "://" in o]
-    if sorted(result["overrides"]) != sorted(wanted):
-        raise ConvReproError(
-            f"{job.folder} holds a finished run of other overrides ({' '.join(result['overrides'])} instead of "
-            f"{' '.join(wanted)}); move it away or choose another runs="
-        )
-    return True
+    done = {job.folder for job in jobs if is_done(job)}
+    return Left([job for job in jobs if job.folder not in done | live.keys()], len(done), live)
 
 
 def _headline(request: Request, jobs: Sequence[Job], left: Left) -> str:
@@ -164,8 +150,8 @@ def _waves(left: Left) -> dict[Path, int]:
 
 def shape_of(job: Job) -> Shape:
     """The machines that the row's `trainer` asks for; raises ConvReproError where it leaves their number open."""
-    trainer = compose_config([o for o in job.overrides if not o.startswith("weights=")]).trainer
-    if not isinstance(trainer.devices, int) or trainer.devices < 1:
+    trainer = compose_config(without(job.overrides, "weights")).trainer
+    if not isinstance(trainer.devices, int):
         raise ConvReproError(
             f"{job.identity.table}, row {job.row.id}: trainer.devices={trainer.devices} must be a number, for Slurm to "
             "reserve as many"

@@ -65,9 +65,10 @@ def _train(entry: Entry) -> None:
             f"{entry.name} starts from the weights of row {row}, which has no result in {entry.source}"
         )
     cfg = compose_config(entry.overrides)
-    from convrepro.training.run import identity_of, run
+    from convrepro.training.identity import identity_of, protocol_of
+    from convrepro.training.run import run
 
-    folder = identity_of(cfg, entry.overrides).folder(Path(cfg.runs))
+    folder = identity_of(cfg, entry.overrides, protocol_of(cfg)).folder(Path(cfg.runs))
     if folder != Path(entry.folder):
         raise ConvReproError(f"the manifest's overrides are those of {folder}, not of {entry.folder}")
     revision, _ = commit()

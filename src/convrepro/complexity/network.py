@@ -1,13 +1,13 @@
 """The cost of the network that a configuration describes."""
 
 import torch
-from omegaconf import DictConfig
 
 from convrepro import complexity
+from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
 
 
-def count_network(network: torch.nn.Module, cfg: DictConfig, side: int) -> complexity.Count:
+def count_network(network: torch.nn.Module, cfg: RunConfig, side: int) -> complexity.Count:
     """The network's cost on one image of the data, `side` pixels wide and high.
 
     Raises ConvReproError where the network cannot take such an image, and as `complexity.count` does.

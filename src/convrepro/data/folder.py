@@ -1,5 +1,7 @@
 """Sets that are folders of image files, one folder for each class, such as ImageNet."""
 
+import hashlib
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -48,6 +50,25 @@ def check_folder(root: Path, title: str, num_classes: int) -> None:
             )
     if differing := sorted(classes["train"] ^ classes["val"]):
         raise ConvReproError(f"{root} has the class folder {differing[0]!r} in only one of train and val: restore it")
+
+
+def folder_digest(root: Path) -> str:
+    """A digest of the names and sizes of all files in root/train and root/val, for 1.3 million of them in seconds."""
+    digest = hashlib.sha256()
+    for name in SPLIT_FOLDER.values():
+        for line in sorted(_files(root / name, name)):
+            digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _files(folder: Path, name: str) -> Iterator[str]:
+    """A line for each file below `folder`: its path, from `name` on, and its size."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _files(Path(entry.path), f"{name}/{entry.name}")
+            else:
+                yield f"{name}/{entry.name} {entry.stat().st_size}\n"
 
 
 def load_folder(root: Path, split: str) -> FolderSplit:

@@ -7,7 +7,7 @@ import lightning as L
 import torch
 
 from convrepro.data import sample as bundled
-from convrepro.data.folder import FOLDERS, FolderSource, FolderSplit, check_folder, load_folder
+from convrepro.data.folder import FOLDERS, FolderSource, FolderSplit, check_folder, folder_digest, load_folder
 from convrepro.data.loader import BatchLoader, EvalLoader, Normalize, Source
 from convrepro.data.memory import MemorySource
 from convrepro.data.sets import SETS, Split, balanced_subset
@@ -115,6 +115,16 @@ class ImageData(L.LightningDataModule):
             check_folder(self.root, FOLDERS[self.name], self.num_classes)
         else:
             SETS[self.name].check(self.root, self.download)
+
+    def content(self) -> str | None:
+        """A digest of the images' content: of folders the names and sizes of their files, of files that no checksum
+        fixes their bytes; None for sets that name and checksum fix, and for the bundled sample.
+        """
+        if self.sample:
+            return None
+        if self.name in FOLDERS:
+            return folder_digest(self.root)
+        return None if self.verify else SETS[self.name].digest(self.root)
 
     def prepare_data(self) -> None:
         """Download what is missing, if asked to; Lightning calls this in one process of each node."""

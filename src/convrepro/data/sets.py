@@ -157,6 +157,16 @@ class ImageSet:
                 "name the folder that holds it with data.root or CONVREPRO_DATA"
             ) from error
 
+    def digest(self, root: Path) -> str | None:
+        """A digest of the content of all files, or None where one is missing."""
+        if self.missing(root):
+            return None
+        digest = hashlib.sha256()
+        for names in self.files.values():
+            for name in names:
+                digest.update((root / self.folder / name).read_bytes())
+        return digest.hexdigest()
+
     def load(self, root: Path, split: str, verify: bool) -> Split:
         """The "train" or "test" split; `verify` refuses every file whose md5 is not the original's.
 

@@ -7,16 +7,19 @@ machine is in it.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from convrepro.config.compose import choices, compose_config
 from convrepro.config.paths import REPRODUCTIONS
+from convrepro.config.strict import text_of
 from convrepro.errors import ConvReproError
 from convrepro.evidence.store import SCHEMA, Run, evidence_path, read_rows
-from convrepro.runs.identity import PLACES, changed
+from convrepro.runs.protocol import differences, scientific
 from convrepro.runs.result import FILE, read_result
 from convrepro.runs.storage import exclusive, write_json
 from convrepro.tables import (
@@ -30,7 +33,6 @@ from convrepro.tables import (
 )
 
 ENVIRONMENT = ("commit", "dirty", "versions", "device", "threads", "precision")
-Compose = Callable[[Sequence[str]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,20 @@ class _Refused(Exception):
     """A run that is no evidence; the message is the reason."""
 
 
-def collect(
-    table: Table, runs: Path, statics: Statics, root: Path = REPRODUCTIONS, compose: Compose | None = None
-) -> Collected:
+def collect(table: Table, runs: Path, statics: Statics, root: Path = REPRODUCTIONS) -> Collected:
     """Gather runs/<paper>/<table>/<row>/<budget>-seed<k>/result.json into the table's evidence.
 
     Earlier evidence stays, unless its row has other overrides by now or the same run is there anew. A run counts where
-    it is done, of a clean and known commit, with the row's own overrides, data, seeds and starting weights, and where
-    its overrides still `compose` to the configuration that it had; budget `proxy` and other data go to the proxies.
-    Everything else is refused, and told. Two that collect at once take turns.
+    it is done, of a clean and known commit, with the protocol that the row has by now, the table's seeds and the row's
+    starting weights; budget `proxy` and other data go to the proxies. Everything else is rejected and reported. Two
+    processes that collect at once take turns.
     """
     path = evidence_path(table.name, root)
     with exclusive(path.with_name(f".{path.name}.lock")):
-        return _collect(table, runs, statics, root, compose)
+        return _collect(table, runs, statics, root)
 
 
-def _collect(table: Table, runs: Path, statics: Statics, root: Path, compose: Compose | None) -> Collected:
+def _collect(table: Table, runs: Path, statics: Statics, root: Path) -> Collected:
     rows = {row.id: _entry(table, row, statics) for row in table.rows if not row.quoted}
     taken: set[Path] = set()
     accepted: list[str] = []
@@ -81,8 +81,6 @@ def _collect(table: Table, runs: Path, statics: Statics, root: Path, compose: Co
         name = f"{folder.parent.name}/{folder.name}"
         try:
             row, label, result = _examine(table, folder)
-            if compose:
-                _check_config(result, compose)
             if row.weights_from:
                 _check_source(row, label, folder, result, rows[row.weights_from], taken)
         except _Refused as reason:
@@ -161,17 +159,6 @@ def _examine(table: Table, folder: Path) -> tuple[Row, str, Run]:
     return row, label, result
 
 
-def _check_config(result: Run, compose: Compose) -> None:
-    """Refuse a run whose overrides stand for another configuration by now."""
-    config = result.get("config") or {}
-    try:
-        now = compose([*result["overrides"], f"budget={result['budget']}"])
-    except ConvReproError as error:
-        raise _Refused(f"its overrides do not fit by now: {error}") from error
-    if other := changed(config, {key: value for key, value in now.items() if key in config}):
-        raise _Refused(f"its configuration is another by now: {other}")
-
-
 def _check_source(row: Row, label: str, folder: Path, result: Run, entry: Mapping[str, Any], taken: set[Path]) -> None:
     """Refuse a run that did not start from evidence: a run that is `taken`, or an earlier one whose folder is gone.
 
@@ -209,20 +196,34 @@ def _check_origin(result: Run) -> None:
 
 
 def _label(table: Table, row: Row, result: Run) -> str:
-    """What makes the run a proxy; "" for the row's own overrides and data at the paper's budget."""
-    wanted, given = table.settings(row), settings(result.get("overrides") or ())
-    differing = {key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key)}
-    if other := sorted(key for key in differing if key.split(".")[0] != "data"):
-        told = ", ".join(f"{key}={given.get(key, '(absent)')}" for key in other)
-        raise _Refused(f"its overrides are not the row's: {told}")
+    """What makes the run a proxy; "" for the row's own protocol at the paper's budget.
+
+    The row may be run in any precision, which its evidence records, and on other data, which makes it a proxy.
+    """
+    config, budget = result.get("config") or {}, result["budget"]
     data = data_name(result)
     if not data:
         raise _Refused("its data set is not known")
-    if result["budget"] == "paper" and not differing and data == wanted.get("data"):
+    differing = list(differences(_protocol((*table.overrides(row), f"budget={budget}")), scientific(config)))
+    for key, wanted, was in differing:
+        if key.split(".")[0] not in ("data", "trainer"):
+            raise _Refused(f"its protocol is not the row's: {key} was {text_of(was)}, the row has {text_of(wanted)}")
+    if budget == "paper" and not any(key.startswith("data.") for key, _, _ in differing):
         return ""
-    others = sorted(differing - {"data"} - PLACES)
-    told = [f"{key}={given.get(key, '(absent)')}" for key in others]
-    return ", ".join([data, *told, f"budget {result['budget']}"])
+    changes = differences(_data(data), scientific(config)["data"], "data")
+    return ", ".join([data, *(f"{key}={text_of(was)}" for key, _, was in changes), f"budget {budget}"])
+
+
+@cache
+def _protocol(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What overrides stand for by now."""
+    return scientific(compose_config(overrides))
+
+
+def _data(name: str) -> dict[str, Any]:
+    """The settings of a data set as its file has them; empty for a name that no file has."""
+    known = (_protocol((f"data={choice}",))["data"] for choice in choices("data"))
+    return next((data for data in known if data["name"] == name), {})
 
 
 def _compact(result: Run) -> Run:

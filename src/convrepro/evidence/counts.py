@@ -4,11 +4,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 
-from omegaconf import DictConfig
-
 from convrepro import complexity
 from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
+from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
 from convrepro.models.build import build_network
 from convrepro.models.surgery import SurgeryReport
@@ -21,14 +20,14 @@ _counted: dict[str, complexity.Count] = {}
 Statics = dict[str, dict[str, int | Fraction]]
 
 
-def count(cfg: DictConfig) -> tuple[complexity.Count, SurgeryReport]:
+def count(cfg: RunConfig) -> tuple[complexity.Count, SurgeryReport]:
     """The cost of the network that `cfg` describes, at its data set's resolution, and what was replaced in it."""
     with RepeatedFill():
         network, report = build_network(cfg)
     return count_network(network, cfg, cfg.data.image_size), report
 
 
-def describe_network(cfg: DictConfig) -> str:
+def describe_network(cfg: RunConfig) -> str:
     """The layers of the network that `cfg` describes with their cost, as text."""
     counted, report = count(cfg)
     return f"{cfg.model}: {report.summary()}\n{counted.table()}\n{counted.headline()}"
@@ -70,8 +69,6 @@ def forget() -> None:
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
     """The configuration of rows with these overrides, as untrained networks: a table of layers has one for all rows."""
-    cfg = compose_config(overrides)
-    cfg.weights = None
-    return cfg
+    return compose_config(overrides).model_copy(update={"weights": None})

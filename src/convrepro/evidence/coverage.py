@@ -16,7 +16,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import nn
 
 from convrepro import complexity
@@ -70,7 +69,7 @@ class Plain:
 
 def operators(names: Sequence[str] = ()) -> Operators:
     """The files of `conf/conv` called `names` (all where empty); raises ConvReproError for an unknown name."""
-    return {name: OmegaConf.to_container(compose_config([f"conv={name}"]).conv) for name in names or choices("conv")}
+    return {name: compose_config([f"conv={name}"]).conv.model_dump() for name in names or choices("conv")}
 
 
 def families() -> dict[str, list[str]]:

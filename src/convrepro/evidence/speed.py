@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
+from convrepro.config.overrides import without
+from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
 from convrepro.models.build import build_network
 from convrepro.models.export import check_target, export, fuse, load
@@ -143,7 +144,7 @@ def _dense(overrides: Sequence[str]) -> tuple[str, ...] | None:
     """The overrides with standard convolutions, or None where they have them already."""
     if compose_config(overrides).conv.name == "standard":
         return None
-    return tuple(o for o in overrides if not o.lstrip("+").startswith(("conv=", "conv.", "se_reduction=")))
+    return tuple(without(overrides, "conv", "se_reduction"))
 
 
 def compare_all(
@@ -190,7 +191,7 @@ def compare(pair: Pair, setting: Setting) -> Timing:
         return Timing(pair, counts[0] / counts[1], ratios, other_load(before))
 
 
-def _step(network: nn.Module, cfg: DictConfig, mode: str, batch_size: int, channels_last: bool) -> Callable[[], None]:
+def _step(network: nn.Module, cfg: RunConfig, mode: str, batch_size: int, channels_last: bool) -> Callable[[], None]:
     """One training step (forward, backward, SGD with momentum) or one evaluation of a batch (see `Setting`)."""
     shape = (batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     images, labels = torch.randn(shape), torch.randint(cfg.data.num_classes, shape[:1])

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Mapping
 
 import timm
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import convrepro.models.zoo  # noqa: F401 (registers the zoo's models with timm)
-from convrepro.config.compose import plain
+from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
 from convrepro.models.surgery import SurgeryReport, replace_convs
 from convrepro.models.weights import differences, locate, read_checkpoint, state_of, unwrapped
@@ -31,23 +30,18 @@ def list_models(pattern: str = "*") -> list[str]:
     return timm.list_models(pattern)
 
 
-def image_size(cfg: DictConfig) -> int:
-    """Side of the images that this run sees, in pixels."""
-    return min(cfg.data.image_size, cfg.budget.max_image_size or cfg.data.image_size)
-
-
-def build_network(cfg: DictConfig) -> tuple[nn.Module, SurgeryReport]:
+def build_network(cfg: RunConfig) -> tuple[nn.Module, SurgeryReport]:
     """The network of `cfg` with its convolutions replaced, and what was."""
     return build(
         cfg.model,
-        conv=plain(cfg.conv),
+        conv=cfg.conv.model_dump(),
         num_classes=cfg.data.num_classes,
         in_chans=cfg.data.channels,
         se_reduction=cfg.se_reduction,
         init=cfg.recipe.init,
         weights=cfg.weights,
         weights_sha256=cfg.weights_sha256,
-        model_args=plain(cfg.model_args),
+        model_args=cfg.model_args,
     )
 
 
@@ -91,6 +85,8 @@ def build(
     content = read_checkpoint(path)
     _check_settings(weights, content.get("settings"), name, conv, model_args or {})
     state = unwrapped(state_of(content, weights), network)
+    if broken := next((key for key, value in state.items() if not value.isfinite().all()), None):
+        raise ConvReproError(f"weights {weights} hold values that are not finite, in {broken}; a diverged training?")
     renamed = _renamed(name, state, network)
     unfit = differences(network, renamed)
     if not unfit:

@@ -22,6 +22,23 @@ _DIGITS = re.compile(r"[0-9a-f]{8,64}")
 _NAMED = re.compile(r"-([0-9a-f]{8,64})(\.\w+)+$")
 
 
+def content_digest(weights: str, sha256: str | None = None) -> str:
+    """A digest of the content of a checkpoint: the sha256 of a file; of a URL the digits that it is held to.
+
+    Raises ConvReproError where a file does not exist, and for a URL without digits, as `locate` does.
+    """
+    if is_url(weights):
+        named = _NAMED.search(Path(unquote(urlparse(weights).path)).name)
+        digits = sha256 or (named and named[1])
+        return digits.lower()[:8] if digits else _sha256(locate(weights, sha256))
+    return _sha256(locate(weights, sha256))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def is_url(weights: str | Path) -> bool:
     """Whether `weights` names something to fetch, not a file."""
     return "://" in str(weights)
@@ -92,8 +109,7 @@ def _fetch(url: str, path: Path, expected: str) -> None:
 
 
 def _check(path: Path, expected: str, remedy: str) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256(path)
     if not digest.startswith(expected):
         raise ConvReproError(f"weights {path} have the sha256 {digest}, not {expected}; {remedy}")
 

@@ -1,19 +1,20 @@
-"""Who a run is: its folder, its W&B identity, and which overrides belong to it."""
+"""Who a run is: its folder and its W&B identity, and which overrides are kept with its result."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-#: Overrides that choose how a run is executed or filed, not what it computes.
+from convrepro.config.overrides import key_of
+
+#: Keys that say how a run is executed or filed.
 EXECUTION = {"trainer", "logger", "data_root", "data.root", "data.download", "runs", "table", "row", "seed", "budget"}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One (table, row, seed, budget), or an ad-hoc training named by its overrides."""
+    """One (table, row, seed, budget), or an ad-hoc run, which is named by its network, operator and protocol."""
 
     table: str
     row: str
@@ -34,40 +35,18 @@ class Identity:
         return runs / self.table / self.row / f"{self.budget}-seed{self.seed}"
 
 
-def scientific(overrides: Sequence[str]) -> list[str]:
-    """Those of `overrides` that change what is computed: `trainer=gpu`, `logger.mode=offline` and the like left out."""
+def named(overrides: Sequence[str]) -> list[str]:
+    """Those of `overrides` that are kept with a result: `trainer=gpu`, `logger.mode=offline` and the like left out.
 
-    def key(override: str) -> str:
-        return override.lstrip("+~").split("=")[0]
-
-    def executes(name: str) -> bool:
-        return name in EXECUTION or name.split(".")[0] in {"trainer", "logger"}
-
-    return [o for o in overrides if not executes(key(o))]
-
-
-def digest(overrides: Sequence[str]) -> str:
-    """Six hexadecimal digits for a set of overrides."""
-    return hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:6]
-
-
-#: Parts of a run's configuration that decide what is computed, and keys in them that say only where files are.
-PROTOCOL = ("model", "model_args", "conv", "se_reduction", "recipe", "budget", "data")
-PLACES = {"data.root", "data.download"}
-
-
-def changed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Where two resolved configurations differ in the protocol: "recipe.epochs was 10 and is 20"; None if nowhere.
-
-    A file in `conf` can change between two runs of the same overrides. Keys that only one side has are left out: a knob
-    that came later has the old behaviour as its default.
+    They tell a reader how to ask for the run; what it is follows from its protocol.
     """
-    return next(_differences({k: recorded.get(k) for k in PROTOCOL}, {k: now.get(k) for k in PROTOCOL}), None)
+    return [text for text in overrides if not _executes(key_of(text))]
 
 
-def _differences(recorded: Any, now: Any, where: str = "") -> Iterator[str]:
-    if isinstance(recorded, Mapping) and isinstance(now, Mapping):
-        for key in sorted(recorded.keys() & now.keys()):
-            yield from _differences(recorded[key], now[key], f"{where}.{key}" if where else key)
-    elif recorded != now and where not in PLACES:
-        yield f"{where} was {recorded} and is {now}"
+def _executes(key: str) -> bool:
+    return key in EXECUTION or key.split(".")[0] in {"trainer", "logger"}
+
+
+def former_digest(overrides: Sequence[str]) -> str:
+    """Six hexadecimal digits for the text of overrides, by which runs were named before they had protocols."""
+    return hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:6]

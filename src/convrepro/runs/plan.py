@@ -1,13 +1,16 @@
 """Which runs a paper's table needs: each row and seed as the `train` line that a person would type."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convrepro.config.compose import compose_config
+from convrepro.config.overrides import key_of, quoted
+from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
-from convrepro.runs.identity import Identity, digest, scientific
+from convrepro.runs.identity import Identity, former_digest, named
+from convrepro.runs.protocol import scientific, short
 from convrepro.runs.result import LAST
 from convrepro.tables import Row, Table
 
@@ -27,6 +30,7 @@ class Job:
     source: the folder of the run whose weights this one starts from, if any.
     """
 
+    table: Table
     row: Row
     identity: Identity
     folder: Path
@@ -47,22 +51,43 @@ def plan(
     a row that the table lacks or only quotes, and for an override of what the plan itself sets.
     """
     for override in extra:
-        if (key := override.lstrip("+~").split("=")[0]) in OWN:
+        if (key := key_of(override)) in OWN:
             raise ConvReproError(f"{override} has no effect on a table's runs; {OWN[key]}")
-    variant = f"+{digest(scientific(extra))}" if scientific(extra) else ""
     chosen = _in_order(table, rows)
+    names = {row.id: _named(table, row, budget, extra, runs) for row in chosen}
     jobs = []
     for seed in seeds:
         for row in chosen:
-            identity = Identity(table.name, row.id + variant, seed, budget)
-            overrides = [*table.overrides(row), *extra, f"table={table.name}", f"row={_quoted(identity.row)}"]
-            overrides += [f"seed={seed}", f"budget={budget}", f"runs={_quoted(runs)}"]
+            identity = Identity(table.name, names[row.id], seed, budget)
+            overrides = [*table.overrides(row), *extra, f"table={table.name}", f"row={quoted(identity.row)}"]
+            overrides += [f"seed={seed}", f"budget={budget}", f"runs={quoted(runs)}"]
             source = None
             if row.weights_from:
-                source = Identity(table.name, row.weights_from + variant, seed, budget).folder(runs)
-                overrides.append(f"weights={_quoted(source / LAST)}")
-            jobs.append(Job(row, identity, identity.folder(runs), overrides, source))
+                source = Identity(table.name, names[row.weights_from], seed, budget).folder(runs)
+                overrides.append(f"weights={quoted(source / LAST)}")
+            jobs.append(Job(table, row, identity, identity.folder(runs), overrides, source))
     return jobs
+
+
+def variant(row: RunConfig, run: RunConfig, *, from_row: bool = False) -> str:
+    """What the name of a run adds to that of its row: a digest of its settings, "" where they are the row's.
+
+    The precision does not count, for a row may be run in any; neither do starting weights that come `from_row`.
+    """
+    own, settings = ({**scientific(cfg), "trainer": None} for cfg in (row, run))
+    if not from_row and run.weights != row.weights:
+        settings["weights"] = run.weights
+    return "" if own == settings else f"+{short(settings)}"
+
+
+def _named(table: Table, row: Row, budget: str, extra: Sequence[str], runs: Path) -> str:
+    """The name of a row's runs; one that an older version gave stays where there are such runs."""
+    if not extra:
+        return row.id
+    own, run = (compose_config([*table.overrides(row), f"budget={budget}", *more]) for more in ((), extra))
+    name = row.id + variant(own, run)
+    former = f"{row.id}+{former_digest(named(extra))}"
+    return former if name != row.id and (runs / table.name / former).exists() else name
 
 
 def _in_order(table: Table, rows: Sequence[str]) -> list[Row]:
@@ -86,11 +111,3 @@ def _in_order(table: Table, rows: Sequence[str]) -> list[Row]:
         if not rows or row.id in rows:
             visit(row)
     return list(order.values())
-
-
-def _quoted(value: object) -> str:
-    """`value` as Hydra's grammar takes it."""
-    text = str(value)
-    if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
-        return text
-    return "'" + text.replace("'", r"\'") + "'"

@@ -8,6 +8,7 @@ from decimal import Decimal
 from functools import cache
 from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from convrepro.config.overrides import key_of
 from convrepro.errors import ConvReproError
 from convrepro.tables.schema import (
     CAUSES,
@@ -169,7 +170,7 @@ def _check_weights(row: Row, rows: Mapping[str, Row], place: str) -> None:
             fail(where, f"`weights_from` names the quoted row {source!r}, which is not run")
         if rows[source].same_as:
             fail(where, f"`weights_from` names the row {source!r}, which is {rows[source].same_as} and is not run here")
-        if given := [o for o in rows[seen[-1]].overrides if o.startswith("weights=")]:
+        if given := [o for o in rows[seen[-1]].overrides if key_of(o) == "weights"]:
             fail(where, f"starts from two checkpoints: `weights_from` {source!r} and the override {given[0]!r}")
         if source in seen:
             fail(where, f"`weights_from` goes round in a circle: {' -> '.join([*seen, source])}")

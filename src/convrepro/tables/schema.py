@@ -1,10 +1,11 @@
 """What a table's YAML may say, as data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+from convrepro.config.overrides import settings
 from convrepro.errors import ConvReproError
 
 UNITS = {"1": 1, "k": 10**3, "M": 10**6, "G": 10**9}
@@ -15,17 +16,6 @@ CAUSES = {
     "unexplained": "nothing that is public leads to the printed digits",
 }
 """Why a published static value is not what its table's rule counts."""
-
-
-def setting(override: str) -> tuple[str, str]:
-    """A Hydra override as (key, value): `+model_args.se_reduction=8` -> ("model_args.se_reduction", "8")."""
-    key, _, value = override.partition("=")
-    return key.lstrip("+"), value.strip("'\"")
-
-
-def settings(overrides: Iterable[str]) -> dict[str, str]:
-    """A list of overrides as key -> value; of two for one key the last wins, as in Hydra."""
-    return dict(setting(override) for override in overrides)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.models.weights import read_checkpoint
 from convrepro.runs import interruption
+from convrepro.runs.protocol import Protocol
 from convrepro.runs.result import LAST
 from convrepro.runs.storage import write_whole
 
@@ -26,7 +28,7 @@ LOOK = 10
 REQUESTS = (None, "stop", "requeue")
 
 
-def resumable(folder: Path, settings: Mapping[str, Any], echo: Callable[[str], None]) -> Path | None:
+def resumable(folder: Path, protocol: Protocol, echo: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint in `folder`, or None where there is none at all; nothing in a file is executed.
 
     A torn one with a whole one before it is told and set aside, so that the next save does not take the whole one's
@@ -41,10 +43,8 @@ def resumable(folder: Path, settings: Mapping[str, Any], echo: Callable[[str], N
         except (ConvReproError, KeyError, OSError) as error:
             torn[path] = error
             continue
-        if any(saved.get(key, value) != value for key, value in settings.items()):
-            raise ConvReproError(
-                f"{path} is of a run with other settings ({saved} instead of {settings}); move it away"
-            )
+        if other := protocol.difference(_config(saved), saved.get("protocol")):
+            raise ConvReproError(f"{path} is of a run of another protocol: {other}; move it away to train anew")
         for damaged, error in torn.items():
             echo(f"{damaged} is no whole checkpoint ({error}); set aside for the one before it, {path.name}")
             with suppress(FileNotFoundError):  # another process of this run has set it aside
@@ -53,6 +53,11 @@ def resumable(folder: Path, settings: Mapping[str, Any], echo: Callable[[str], N
     for path, error in torn.items():
         raise ConvReproError(f"{path} is no checkpoint to continue from ({error}); delete it to start anew")
     return None
+
+
+def _config(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of the run that saved a checkpoint; of older versions it is composed from their overrides."""
+    return saved["config"] if "config" in saved else compose_config(saved["overrides"]).model_dump()
 
 
 class WholeFiles(TorchCheckpointIO):

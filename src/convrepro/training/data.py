@@ -1,19 +1,15 @@
-"""The images of a run, and how its batch is divided among devices."""
+"""The images of a run."""
 
-from omegaconf import DictConfig, OmegaConf
-
-from convrepro.config.compose import plain
+from convrepro.config.schema import RunConfig
 from convrepro.data import ImageData
-from convrepro.errors import ConvReproError
-from convrepro.models.build import image_size
 
 
-def image_data(cfg: DictConfig) -> ImageData:
+def image_data(cfg: RunConfig) -> ImageData:
     """The data module of a run, at the resolution and in the amount that its budget allows."""
     return ImageData(
-        **{**plain(cfg.data), "image_size": image_size(cfg)},
-        batch_size=loader_batch(cfg),
-        augment=plain(cfg.recipe.augment),
+        **{**cfg.data.model_dump(), "image_size": cfg.image_size},
+        batch_size=cfg.loader_batch,
+        augment=cfg.recipe.augment.model_dump(),
         normalize=cfg.recipe.normalize,
         seed=cfg.seed,
         train_examples=cfg.budget.train_examples,
@@ -21,27 +17,3 @@ def image_data(cfg: DictConfig) -> ImageData:
         sample=cfg.budget.sample,
         num_workers=cfg.trainer.num_workers,
     )
-
-
-def loader_batch(cfg: DictConfig) -> int:
-    """Images in one batch on one device, from the recipe's global batch; raises where that does not divide."""
-    devices = devices_of(cfg)
-    parts = devices * cfg.trainer.num_nodes * cfg.trainer.accumulate
-    if cfg.recipe.batch_size % parts:
-        raise ConvReproError(
-            f"recipe.batch_size={cfg.recipe.batch_size} is the global batch; devices={devices} x "
-            f"num_nodes={cfg.trainer.num_nodes} x accumulate={cfg.trainer.accumulate} = {parts} must divide it"
-        )
-    return cfg.recipe.batch_size // parts
-
-
-def devices_of(cfg: DictConfig) -> int:
-    """The number of devices on each node; raises ConvReproError where `trainer.devices` leaves it open."""
-    devices = cfg.trainer.devices
-    number = len(devices) if OmegaConf.is_list(devices) else devices
-    if type(number) is not int or number < 1:
-        raise ConvReproError(
-            f"trainer.devices={devices} must be a number of at least 1 or a list of devices, for the recipe's batch to "
-            "be divided among them"
-        )
-    return number

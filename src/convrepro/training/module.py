@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from convrepro.training.optim import build_optimizer, build_schedule
+from convrepro.training.optim import build_optimizer, build_schedule, step_schedule
 
 #: Spacing between the seeds of two runs: larger than any run's number of steps, so that their random streams differ.
 SEED_STRIDE = 1_000_003
@@ -63,10 +63,7 @@ class Classifier(L.LightningModule):
         return optimizer if schedule is None else ([optimizer], [{"scheduler": schedule, "interval": "epoch"}])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
-            scheduler.step()
-        else:
-            scheduler.step(self.current_epoch + 1)
+        step_schedule(scheduler, self.current_epoch)
 
     def on_train_start(self) -> None:
         self._settle()

@@ -11,10 +11,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from convrepro.config.settle import shrink
 from convrepro.errors import ConvReproError
 
-#: Arguments of schedules that are counted in epochs, and so shrink when a budget trains fewer.
-EPOCH_ARGUMENTS = ("milestones", "step_size", "T_max", "T_0", "total_iters", "decay_epochs", "decay_milestones")
 TIMM_SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly")
 
 
@@ -78,10 +77,9 @@ def build_schedule(optimizer: Optimizer, recipe: Mapping[str, Any], epochs: int)
     )
 
 
-def shrink(arguments: dict[str, Any], factor: float) -> dict[str, Any]:
-    """`arguments` with those counted in epochs multiplied by `factor`, at least one epoch each."""
-
-    def scale(value: Any) -> Any:
-        return [scale(v) for v in value] if isinstance(value, (list, tuple)) else max(1, round(value * factor))
-
-    return {k: scale(v) if k in EPOCH_ARGUMENTS and factor != 1 else v for k, v in arguments.items()}
+def step_schedule(schedule: Any, epoch: int) -> None:
+    """Go on to the learning rate of the epoch after `epoch`, counted from 0."""
+    if isinstance(schedule, LRScheduler):
+        schedule.step()
+    else:
+        schedule.step(epoch + 1)

@@ -13,26 +13,31 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
 
 from convrepro.complexity.network import count_network
-from convrepro.config.compose import plain
+from convrepro.config.overrides import key_of
+from convrepro.config.schema import RunConfig
 from convrepro.data import ImageData
 from convrepro.errors import ConvReproError, Interrupted
-from convrepro.models.build import build_network, image_size
+from convrepro.models.build import build_network
 from convrepro.models.weights import is_url
 from convrepro.runs import interruption
 from convrepro.runs.environment import describe
+from convrepro.runs.finished import finished
 from convrepro.runs.folder import hold, rank
-from convrepro.runs.identity import Identity, changed, digest, scientific
-from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite, read_result
+from convrepro.runs.identity import Identity, named
+from convrepro.runs.protocol import Protocol
+from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite
 from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
+from convrepro.tables import Table, load_table
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
+from convrepro.training.identity import identity_of, protocol_of
 from convrepro.training.module import Classifier
 from convrepro.training.progress import EpochLog, Progress, bar
+from convrepro.training.rehearsal import rehearse
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = (
@@ -41,43 +46,48 @@ NOISE = (
 )
 
 
-def identity_of(cfg: DictConfig, overrides: Sequence[str]) -> Identity:
-    """The run that `cfg` describes; an ad-hoc one is named by its network, operator and overrides."""
-    if cfg.table:
-        return Identity(cfg.table, cfg.row, cfg.seed, cfg.budget.name)
-    own = [o for o in overrides if o.startswith("budget.")] + scientific(overrides)
-    return Identity("adhoc", f"{cfg.model}-{cfg.conv.name}-{digest(own)}", cfg.seed, cfg.budget.name)
+def check(cfg: RunConfig) -> None:
+    """Find the data, and build network, optimizer and schedule of `cfg`, training nothing.
 
-
-def check(cfg: DictConfig) -> None:
-    """Find the data and build the network of `cfg`, training nothing; raises ConvReproError for what would fail."""
+    Raises ConvReproError for what would fail.
+    """
+    rehearse(cfg)
     image_data(cfg).check()
     build_network(cfg)
 
 
-def run(cfg: DictConfig, overrides: Sequence[str], echo: Callable[[str], None] = print) -> dict[str, Any]:
+def run(
+    cfg: RunConfig, overrides: Sequence[str], echo: Callable[[str], None] = print, table: Table | None = None
+) -> dict[str, Any]:
     """Execute the run that `cfg` describes and return its result; a finished one is only read.
+
+    `table` is that of the run, where it is at hand; else the one that `cfg` names is loaded.
 
     A run that was interrupted continues from its newest whole checkpoint. Of the processes that train one run together
     the first alone writes and speaks. Raises Busy where another process is at this run, Interrupted where a signal
     asked for it (see `interruption`), and ConvReproError for what a user can put right.
     """
-    identity = identity_of(cfg, overrides)
+    rehearse(cfg)
+    table = table or (load_table(cfg.table) if cfg.table else None)
+    protocol = protocol_of(cfg)
+    identity = identity_of(cfg, overrides, protocol, table)
     folder = identity.folder(Path(cfg.runs))
     first = _first(cfg)
     echo = echo if first else _silent
-    if finished := _finished(cfg, overrides, folder, echo):
-        return finished
+    if result := _finished(cfg, protocol, folder, echo):
+        return result
     if first and (request := interruption.requested()):
         raise Interrupted(f"interrupted before {identity.name} started", requeue=request == "requeue")
     with hold(folder) if first else nullcontext():
         # by now the process that held the folder until a moment ago may have finished the run
-        return _finished(cfg, overrides, folder, echo, repair=first) or _train(cfg, overrides, identity, folder, echo)
+        return _finished(cfg, protocol, folder, echo, repair=first) or _train(
+            cfg, overrides, protocol, identity, folder, echo, table
+        )
 
 
-def _first(cfg: DictConfig) -> bool:
+def _first(cfg: RunConfig) -> bool:
     """Whether this process is the first of those that train the run, the one that writes and speaks."""
-    return cfg.trainer.devices == cfg.trainer.num_nodes == 1 or rank() == 0
+    return cfg.trainer.processes == 1 or rank() == 0
 
 
 def _silent(line: str) -> None:
@@ -85,26 +95,30 @@ def _silent(line: str) -> None:
 
 
 def _train(
-    cfg: DictConfig, overrides: Sequence[str], identity: Identity, folder: Path, echo: Callable[[str], None]
+    cfg: RunConfig,
+    overrides: Sequence[str],
+    protocol: Protocol,
+    identity: Identity,
+    folder: Path,
+    echo: Callable[[str], None],
+    table: Table | None,
 ) -> dict[str, Any]:
     torch.set_flush_denormal(True)  # squared gradients below 1e-38 made an RMSprop step on a CPU twice as slow
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.monotonic()
-    if not cfg.train and not cfg.weights:
-        raise ConvReproError("train=false only evaluates, so it needs weights=CHECKPOINT")
     data = image_data(cfg)
-    data.check()
     L.seed_everything(cfg.seed, verbose=False)
     network, report = build_network(cfg)
-    counted = count_network(network, cfg, image_size(cfg))
+    counted = count_network(network, cfg, cfg.image_size)
     static = {name: counted.total(rule) for name, rule in STATIC.items()}
     echo(f"{identity.name} ({identity.budget}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
-    progress = Progress(folder, cfg.budget.epochs or cfg.recipe.epochs, echo)
-    module, trainer, logger = assemble(cfg, identity, folder, network, static, overrides, progress)
+    progress = Progress(folder, cfg.epochs, echo)
+    kept = _recorded(cfg, overrides, table)
+    module, trainer, logger = assemble(cfg, protocol, identity, folder, network, static, kept, progress)
     environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
     with _closing(logger):
-        _execute(cfg, trainer, module, data, folder, echo)
+        _execute(cfg, protocol, trainer, module, data, folder, echo)
         result = {
             "schema": SCHEMA,
             "status": "done",
@@ -112,8 +126,9 @@ def _train(
             "row": cfg.row,
             "seed": cfg.seed,
             "budget": cfg.budget.name,
-            "overrides": _recorded(cfg, overrides),
-            "config": plain(cfg),
+            "overrides": kept,
+            "config": cfg.model_dump(),
+            "protocol": protocol.record,
             "metrics": _metrics(module),
             "static": static,
             "counts": {rule: str(counted.total(rule)) for rule in rules_of(cfg.table, cfg.row)},
@@ -136,7 +151,8 @@ def _train(
 
 
 def assemble(
-    cfg: DictConfig,
+    cfg: RunConfig,
+    protocol: Protocol,
     identity: Identity,
     folder: Path,
     network: torch.nn.Module,
@@ -152,14 +168,21 @@ def assemble(
         network.compile()
     settings = {
         "model": cfg.model,
-        "model_args": plain(cfg.model_args),
-        "conv": plain(cfg.conv),
-        "overrides": _recorded(cfg, overrides),
+        "model_args": cfg.model_args,
+        "conv": cfg.conv.model_dump(),
+        "overrides": list(overrides),
+        "config": cfg.model_dump(),
+        "protocol": protocol.record,
     }
     module = Classifier(
-        network, plain(cfg.recipe), num_classes=cfg.data.num_classes, epochs=epochs, seed=cfg.seed, settings=settings
+        network,
+        cfg.recipe.model_dump(),
+        num_classes=cfg.data.num_classes,
+        epochs=epochs,
+        seed=cfg.seed,
+        settings=settings,
     )
-    logger = build_logger(plain(cfg.logger), identity, folder, plain(cfg), static) if _first(cfg) else None
+    logger = build_logger(cfg.logger.model_dump(), identity, folder, cfg.model_dump(), static) if _first(cfg) else None
     files = WholeFiles()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     arguments = {
@@ -188,7 +211,7 @@ def assemble(
         with _quiet():
             return module, L.Trainer(plugins=[files, *_cluster()], **arguments), logger
     except (MisconfigurationException, ValueError) as error:
-        raise ConvReproError(f"trainer={plain(cfg.trainer)} does not fit this machine: {error}") from error
+        raise ConvReproError(f"trainer={cfg.trainer.model_dump()} does not fit this machine: {error}") from error
 
 
 def _cluster() -> list[SLURMEnvironment]:
@@ -198,9 +221,15 @@ def _cluster() -> list[SLURMEnvironment]:
 
 
 def _execute(
-    cfg: DictConfig, trainer: L.Trainer, module: Classifier, data: ImageData, folder: Path, echo: Callable[[str], None]
+    cfg: RunConfig,
+    protocol: Protocol,
+    trainer: L.Trainer,
+    module: Classifier,
+    data: ImageData,
+    folder: Path,
+    echo: Callable[[str], None],
 ) -> None:
-    checkpoint = resumable(folder, module.settings, echo) if cfg.train else None
+    checkpoint = resumable(folder, protocol, echo) if cfg.train else None
     if checkpoint:
         echo(f"resumes from {checkpoint}")
     with _quiet(), _interruptible():
@@ -215,21 +244,23 @@ def _metrics(module: Classifier) -> dict[str, dict[str, float]]:
     return last_and_best(module.history or [{"epoch": None, **module.validated}])
 
 
-def _recorded(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """The overrides that define the result; starting weights from another row are named by the table, not by a path."""
-    return [o for o in scientific(overrides) if not (cfg.table and o.startswith("weights=") and not is_url(o))]
+def _recorded(cfg: RunConfig, overrides: Sequence[str], table: Table | None) -> list[str]:
+    """The overrides to keep: of a table's row its own, however they were spelled."""
+    if table and cfg.row and "+" not in cfg.row:
+        return list(table.overrides(table.row(cfg.row)))
+    return [o for o in named(overrides) if not (cfg.table and key_of(o) == "weights" and not is_url(o))]
 
 
 def _finished(
-    cfg: DictConfig, overrides: Sequence[str], folder: Path, echo: Callable[[str], None], repair: bool = False
+    cfg: RunConfig, protocol: Protocol, folder: Path, echo: Callable[[str], None], repair: bool = False
 ) -> dict[str, Any] | None:
-    """The result in `folder` of this very run, or None; with `repair` a torn one is moved out of the way.
+    """The result of this protocol in `folder`, or None; with `repair` a torn one is moved out of the way.
 
     A torn one is no loss where it can be made again without training twice: from the last checkpoint, which holds the
     history, or by evaluating again. Elsewhere the error is for the user to decide.
     """
     try:
-        finished = read_result(folder)
+        result = finished(folder, protocol)
     except TornResult as error:
         if cfg.train and not (folder / LAST).exists():
             raise ConvReproError(f"{error}, and there is no checkpoint: move it away to train anew") from error
@@ -237,18 +268,9 @@ def _finished(
             torn = (folder / FILE).rename(folder / f"{FILE}.torn")
             echo(f"{error}: moved to {torn.name}, and made again without training")
         return None
-    if not finished:
-        return None
-    wanted = _recorded(cfg, overrides)
-    if sorted(finished["overrides"]) != sorted(wanted):
-        raise ConvReproError(
-            f"{folder} holds a finished run of other overrides ({' '.join(finished['overrides'])} instead of "
-            f"{' '.join(wanted)}); move it away or choose another runs="
-        )
-    if other := changed(finished["config"], plain(cfg)):
-        raise ConvReproError(f"{folder} holds a finished run of the same overrides, but {other}; move it away")
-    echo(f"{folder}: finished, top-1 {finished['metrics']['last']['top1']:.2f} %; skipped")
-    return finished
+    if result:
+        echo(f"{folder}: finished, top-1 {result['metrics']['last']['top1']:.2f} %; skipped")
+    return result
 
 
 def _write(folder: Path, result: dict[str, Any]) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from convrepro.config.compose import compose_config
+from convrepro.config.overrides import without
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs.folder import ERROR
 from convrepro.runs.plan import Job
-from convrepro.training.data import devices_of
 from convrepro.training.run import check, run
 
 Results = dict[str, dict[int, dict[str, Any]]]
@@ -21,7 +21,7 @@ def validate(jobs: Sequence[Job]) -> None:
             continue
         seen.add(job.row.id)
         try:
-            cfg = compose_config([o for o in job.overrides if not o.startswith("weights=")])
+            cfg = compose_config(without(job.overrides, "weights"))
             check(cfg)
         except ConvReproError as error:
             raise ConvReproError(f"{job.identity.table}, row {job.row.id}: {error}") from error
@@ -35,7 +35,7 @@ def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results,
     """
     for job in jobs:
         cfg = compose_config(job.overrides)
-        processes = devices_of(cfg) * cfg.trainer.num_nodes
+        processes = cfg.trainer.processes
         if processes > 1:
             raise ConvReproError(
                 f"the trainer asks for {processes} processes, but `run` trains a table in one; `submit` it, or train "
@@ -46,7 +46,7 @@ def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results,
     for number, job in enumerate(jobs, 1):
         echo(f"[{number}/{len(jobs)}] {job.line}")
         try:
-            result = run(compose_config(job.overrides), job.overrides, echo)
+            result = run(compose_config(job.overrides), job.overrides, echo, job.table)
             results.setdefault(job.row.id, {})[job.identity.seed] = result
         except Interrupted:
             raise

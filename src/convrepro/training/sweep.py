@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
@@ -19,10 +20,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from convrepro.config.compose import check_overrides, settle
+from convrepro.config.compose import check_overrides, compose_config
+from convrepro.config.overrides import key_of, parse
 from convrepro.config.paths import CONF
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs import interruption
+from convrepro.runs.protocol import scientific
 
 SLURM = "submitit_slurm"
 #: Of hydra.launcher, where the command line does not say otherwise. Slurm warns a run before its time limit, and it is
@@ -36,7 +39,8 @@ def sweep(overrides: Sequence[str]) -> int:
     A member that fails does not stop the others. Raises ConvReproError for overrides that do not compose or would put a
     secret on record, before anything runs, and for what the chosen launcher lacks here.
     """
-    check_overrides(overrides)
+    overrides = check_overrides(overrides, sweep=True)
+    _check_members(overrides)
     defaults = []
     if f"hydra/launcher={SLURM}" in overrides:
         _check_slurm()
@@ -55,6 +59,32 @@ def sweep(overrides: Sequence[str]) -> int:
                 raise
             raise ConvReproError(f"a job of the sweep left no result; the others go on. {error}") from error
     return _report([member for batch in batches for member in batch])
+
+
+def _check_members(overrides: Sequence[str]) -> None:
+    """Compose every member of a sweep over listed values.
+
+    Raises ConvReproError for a member that does not compose, and for two that are one run, as those of a sweep over an
+    execution setting are. Members of a sweeper that chooses values as it goes are not known yet.
+    """
+    if any(key_of(text) == "hydra/sweeper" for text in overrides):
+        return
+    listed = [parse(text) for text in overrides if not key_of(text).startswith("hydra")]
+    members: dict[str, list[str]] = {}
+    for batch in BasicSweeper.split_arguments(listed, max_batch_size=None):
+        for member in batch:
+            try:
+                cfg = compose_config(member)
+            except ConvReproError as error:
+                raise ConvReproError(f"{' '.join(member)}: {error}") from error
+            what = repr((scientific(cfg), cfg.seed, cfg.weights, cfg.data.root))
+            if what in members:
+                swept = [text for text in member if text not in members[what]]
+                raise ConvReproError(
+                    f"{' '.join(swept) or ' '.join(member)} is the same run as another of the sweep, for it does not "
+                    "determine a result; sweep over settings that do"
+                )
+            members[what] = list(member)
 
 
 def _check_slurm() -> None:
@@ -78,7 +108,7 @@ def _check_slurm() -> None:
         )
 
 
-def _member(cfg: DictConfig) -> dict[str, Any]:
+def _member(_: DictConfig) -> dict[str, Any]:
     """One run of the sweep: {"top1": percent} or {"error": sentence}.
 
     A Slurm job whose run failed ends with 1 once its result is written: Hydra would let it end as a success.
@@ -88,9 +118,9 @@ def _member(cfg: DictConfig) -> dict[str, Any]:
         atexit.register(_end, failed)  # before what training registers, so as to be the last
     from convrepro.training.run import run
 
+    overrides = list(HydraConfig.get().overrides.task)
     try:
-        settle(cfg)
-        result = run(cfg, list(HydraConfig.get().overrides.task))
+        result = run(compose_config(overrides), overrides)
         return {"top1": result["metrics"]["last"]["top1"]}
     except Interrupted as error:
         print(f"convrepro: {error}", file=sys.stderr)

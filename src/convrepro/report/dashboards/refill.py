@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from convrepro.config.compose import compose_config
 from convrepro.evidence.store import load_evidence, load_proxies
 from convrepro.report.dashboards.workspace import answering
@@ -95,8 +93,7 @@ def _order(table: Table, identity: Identity) -> tuple[Any, ...]:
 def _whole(identity: Identity, run: Result) -> dict[str, Any]:
     """A collected run in the form of its `result.json`: the configuration composed anew, of the curves the one kept."""
     cfg = compose_config([*run["overrides"], f"budget={identity.budget}", f"seed={identity.seed}"])
-    cfg.table, cfg.row = identity.table, identity.row
     curve = enumerate(map(float, run["history"]["val/top1"].split()))
     history = [{**dict.fromkeys(LOGGED), "epoch": epoch, "val/top1": value} for epoch, value in curve]
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = cfg.model_dump() | {"table": identity.table, "row": identity.row}
     return {**run, "table": identity.table, "row": identity.row, "config": config, "history": history}

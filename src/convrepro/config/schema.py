@@ -1,0 +1,223 @@
+"""The configuration of one run as a typed, frozen object: types, ranges and choices of every key of `conf/`.
+
+A field that is marked `execution()` says how a run is executed or where its files are; all others determine the result
+(see `runs.protocol`). What a value may be is said here and nowhere else; names of networks, operators, optimizers and
+schedules are checked by the code that has them, before any data is read.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+
+from convrepro.config.strict import Rule, text_of
+
+EXECUTION = "execution"
+
+
+def execution(default: Any = ..., **rules: Any) -> Any:
+    """A field that does not determine the result of a run."""
+    return Field(default, json_schema_extra={EXECUTION: True}, **rules)
+
+
+class Settings(BaseModel):
+    """Base of all groups: unknown keys are errors, numbers are not read from texts, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+def _matches(pattern: str, rule: str) -> AfterValidator:
+    """A validator that holds a text to a pattern, and says in words what that is."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(rule)
+        return text
+
+    return AfterValidator(check)
+
+
+NAME = "must be a name: a letter or digit, then letters, digits and _ . - alone, at most 100 of them"
+Name = Annotated[str, _matches(r"[A-Za-z0-9][\w.-]{0,99}", NAME)]
+TableName = Annotated[str, _matches(r"[\w-]{1,100}/[\w-]{1,100}", "must be a table's name, such as hetconv/table1")]
+RowName = Annotated[str, _matches(r"[a-z0-9_]{1,100}(\+[0-9a-f]{6,64})?", "must be a row's name, such as p4")]
+Arguments = dict[str, Any]
+
+Precision = Literal[
+    "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"
+]  # fmt: skip
+
+
+class Conv(Settings):
+    """The operator, the rule that says where it goes, and its knobs, which the operator's signature types."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Name
+    where: Text
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Optimizer(Settings):
+    name: Name
+    lr: Annotated[FiniteFloat, Field(ge=0, le=1e3)]
+    momentum: Share
+    nesterov: bool
+    weight_decay: Annotated[FiniteFloat, Field(ge=0, le=10)]
+    args: Arguments | None
+
+    @field_validator("name")
+    @classmethod
+    def _lower(cls, name: str) -> str:
+        """Names of optimizers are lower-case in timm."""
+        return name.lower()
+
+
+class Schedule(Settings):
+    name: Name
+    args: Arguments | None
+
+
+class Augment(Settings):
+    flip: bool
+    crop_padding: Annotated[int, Field(ge=0)]
+
+
+class Recipe(Settings):
+    name: Name
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)]
+    batch_size: Annotated[int, Field(ge=1, le=1 << 24)]
+    optimizer: Optimizer
+    schedule: Schedule
+    label_smoothing: Share
+    init: Literal["torch", "fan_in", "fan_out"]
+    augment: Augment
+    normalize: bool
+
+
+class Budget(Settings):
+    name: Name
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    max_batch_size: Count | None
+    train_examples: Count | None
+    test_examples: Count | None
+    max_image_size: Count | None
+    sample: bool
+
+
+class Data(Settings):
+    name: Name
+    root: Text = execution()
+    download: bool = execution()
+    verify: bool
+    channels: Annotated[int, Field(ge=1, le=1024)]
+    image_size: Annotated[int, Field(ge=1, le=8192)]
+    num_classes: Annotated[int, Field(ge=1, le=1_000_000)]
+    mean: list[FiniteFloat]
+    std: list[Annotated[FiniteFloat, Field(gt=0)]]
+    eval_batch_size: Count = execution()
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> "Data":
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) != self.channels:
+                raise Rule(
+                    f"data.{key}", getattr(self, key), f"must have one value for each of the {self.channels} channels"
+                )
+        return self
+
+
+class Trainer(Settings):
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = execution()
+    devices: Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = execution()
+    num_nodes: Count = execution()
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = execution()
+    precision: Precision
+    accumulate: Count = execution()
+    channels_last: bool = execution()
+    compile: bool = execution()
+    deterministic: bool | Literal["warn"] = execution()
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = execution()
+    checkpoint_steps: Count | None = execution()
+
+    @property
+    def devices_per_node(self) -> int:
+        return self.devices if isinstance(self.devices, int) else len(self.devices)
+
+    @property
+    def processes(self) -> int:
+        """Devices over all nodes, with a process each."""
+        return self.devices_per_node * self.num_nodes
+
+
+class Logger(Settings):
+    name: Literal["none", "wandb"]
+    project: Text = "convrepro"
+    entity: Text | None = None
+    mode: Literal["auto", "online", "offline", "disabled"] = "disabled"
+    timeout: Annotated[FiniteFloat, Field(gt=0, le=3600)] = 30
+    checkpoints: bool = False
+
+
+class RunConfig(Settings):
+    """Everything that one run is configured by: the content of `conf/train.yaml` with its groups, resolved."""
+
+    conv: Conv
+    data: Data
+    recipe: Recipe
+    budget: Budget
+    trainer: Trainer
+    logger: Logger = execution()
+    model: Name
+    model_args: Arguments
+    weights: Text | None
+    weights_sha256: Text | None
+    se_reduction: Count | None
+    train: bool
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    data_root: Text = execution()
+    runs: Text = execution()
+    table: TableName | None = execution()
+    row: RowName | None = execution()
+
+    @model_validator(mode="after")
+    def _rules(self) -> "RunConfig":
+        if (self.table is None) != (self.row is None):
+            raise Rule("table", self.table, f"and row={text_of(self.row)} go together: give both, or neither")
+        if self.weights_sha256 and not self.weights:
+            raise Rule("weights_sha256", self.weights_sha256, "is given without weights; it is the digest of that file")
+        if self.recipe.augment.crop_padding > self.image_size:
+            raise Rule(
+                "recipe.augment.crop_padding",
+                self.recipe.augment.crop_padding,
+                f"must be at most the image's {self.image_size} pixels",
+            )
+        parts = self.trainer.processes * self.trainer.accumulate
+        if self.recipe.batch_size % parts:
+            devices = f"devices={self.trainer.devices_per_node} x num_nodes={self.trainer.num_nodes}"
+            rule = f"is the global batch; {devices} x accumulate={self.trainer.accumulate} = {parts} must divide it"
+            raise Rule("recipe.batch_size", self.recipe.batch_size, rule)
+        return self
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that this run sees, in pixels."""
+        return min(self.data.image_size, self.budget.max_image_size or self.data.image_size)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that this run trains."""
+        return self.budget.epochs or self.recipe.epochs
+
+    @property
+    def loader_batch(self) -> int:
+        """Images in one batch on one device, from the recipe's global batch."""
+        return self.recipe.batch_size // (self.trainer.processes * self.trainer.accumulate)

@@ -1,0 +1,49 @@
+"""Tries what a configuration asks of optimizer and schedule on one small parameter, before any data is read."""
+
+import math
+import warnings
+
+import torch
+from torch import nn
+
+from convrepro.config.schema import RunConfig
+from convrepro.errors import ConvReproError
+from convrepro.training.optim import build_optimizer, build_schedule, step_schedule
+
+#: Epochs of which the learning rates are tried one by one; the schedule of a longer run is tried to here.
+LONGEST = 2000
+
+
+def rehearse(cfg: RunConfig) -> None:
+    """Build the optimizer and the schedule of a run, take a step with one and all epochs of the other.
+
+    Raises ConvReproError for a name or argument that does not exist, for an optimizer or schedule that wants what a run
+    does not give it (a closure, second derivatives, a metric, a function), and for a learning rate that is not a number
+    of at least 0.
+    """
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
+    recipe = cfg.recipe.model_dump()
+    optimizer = build_optimizer(parameters, recipe)
+    name, schedule = cfg.recipe.optimizer.name, cfg.recipe.schedule.name
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's about the order of steps
+        try:
+            optimizer.step()
+        except Exception as error:  # an optimizer of somebody else's may raise anything where it is not served
+            raise ConvReproError(f"recipe.optimizer.name={name} cannot be used here: {_line(error)}") from error
+        scheduler = build_schedule(optimizer, recipe, cfg.epochs)
+        try:
+            for epoch in range(min(cfg.epochs, LONGEST)):
+                for rate in (group["lr"] for group in optimizer.param_groups):
+                    if not (math.isfinite(rate) and rate >= 0):
+                        raise ValueError(f"the learning rate of epoch {epoch + 1} is {rate}")
+                if scheduler is not None:
+                    step_schedule(scheduler, epoch)
+        except Exception as error:
+            raise ConvReproError(f"recipe.schedule.name={schedule} cannot be used here: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
