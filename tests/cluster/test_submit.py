@@ -167,7 +167,7 @@ def test_nodes_and_processes_are_those_of_the_rows_trainer(tmp_path):
 
 def test_a_number_of_devices_that_is_left_open_is_refused(tmp_path):
     table = lab_table.load(tmp_path, lab_table.PLAIN.replace("[conv=standard]", "[trainer.devices=auto]"))
-    with pytest.raises(ConvReproError, match=r"row plain: trainer\.devices=auto must be a number"):
+    with pytest.raises(ConvReproError, match=r"row plain: trainer\.devices=auto must be a whole number"):
         arrange(lab_table.left(lab_table.jobs(table, tmp_path / "runs")), 1001)
 
 
@@ -197,13 +197,14 @@ def test_data_that_is_not_there_stops_the_submission(tmp_path):
         dry(lab_table.jobs(table, tmp_path / "runs", "paper", extra), tmp_path / "runs")
 
 
-def test_finished_runs_are_skipped_and_those_of_other_overrides_refused(tmp_path):
+def test_finished_runs_are_skipped_and_those_of_another_protocol_refused(tmp_path):
     jobs = lab_table.jobs(lab_table.load(tmp_path / "tables", lab_table.PLAIN), tmp_path / "runs")
     for job in jobs:
         write_json(job.folder / "result.json", lab_table.result(job))
     assert "nothing to queue" in dry(jobs, tmp_path / "runs")
-    write_json(jobs[0].folder / "result.json", lab_table.result(jobs[0], overrides=["model=resnet18"]))
-    with pytest.raises(ConvReproError, match=r"other overrides \(model=resnet18 instead"):
+    other = lab_table.result(jobs[0])
+    write_json(jobs[0].folder / "result.json", other | {"config": other["config"] | {"model": "resnet18"}})
+    with pytest.raises(ConvReproError, match=r"another protocol: model was resnet18 and is"):
         dry(jobs, tmp_path / "runs")
 
 

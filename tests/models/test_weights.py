@@ -257,7 +257,7 @@ def test_rows_that_evaluate_a_published_checkpoint_run_and_are_evidence(tmp_path
     table = load_table("paper/table1", root)
     extra = ["trainer=cpu", "logger=none"]
     jobs = plan(table, budget="paper", rows=[], seeds=[0], extra=extra, runs=runs)
-    results = [run(compose_config(job.overrides), job.overrides, echo=lambda line: None) for job in jobs]
+    results = [run(compose_config(job.overrides), job.overrides, lambda line: None, table) for job in jobs]
     assert len(server.asked) == 1
     assert all(f"weights={url}" in result["overrides"] for result in results)
     assert [result["history"] for result in results] == [[], []]

@@ -17,6 +17,7 @@ from convrepro.runs import environment
 from convrepro.runs.identity import Identity, named
 from convrepro.runs.protocol import Protocol, scientific
 from convrepro.training.module import Classifier
+from convrepro.training.run import run
 from convrepro.training.runner import run_jobs
 from support import lab_table
 from support.small_runs import MNIST_FC, science, train
@@ -69,13 +70,13 @@ def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
     """As when a file of `conf` was changed after it: the overrides are the same."""
     (job, *_) = lab_table.jobs(lab_table.load(tmp_path / "tables"), tmp_path / "runs", budget="smoke")
     words = [*job.overrides, "trainer=cpu", "logger=none"]
-    train(words, tmp_path / "runs")
+    run(compose_config(words), words, table=job.table)
     (record,) = tmp_path.rglob("result.json")
     result = json.loads(record.read_text())
     result["config"]["recipe"]["optimizer"]["lr"] = 0.5
     record.write_text(json.dumps(result))
     with pytest.raises(ConvReproError, match=r"another protocol: recipe\.optimizer\.lr was 0\.5 and is"):
-        train(words, tmp_path / "runs")
+        run(compose_config(words), words, table=job.table)
 
 
 def test_the_commit_on_record_is_that_of_the_code_that_ran(tmp_path, monkeypatch):

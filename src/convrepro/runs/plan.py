@@ -84,7 +84,10 @@ def _named(table: Table, row: Row, budget: str, extra: Sequence[str], runs: Path
     """The name of a row's runs; one that an older version gave stays where there are such runs."""
     if not extra:
         return row.id
-    own, run = (compose_config([*table.overrides(row), f"budget={budget}", *more]) for more in ((), extra))
+    try:
+        own, run = (compose_config([*table.overrides(row), f"budget={budget}", *more]) for more in ((), extra))
+    except ConvReproError as error:
+        raise ConvReproError(f"{table.name}, row {row.id}: {error}") from error
     name = row.id + variant(own, run)
     former = f"{row.id}+{former_digest(named(extra))}"
     return former if name != row.id and (runs / table.name / former).exists() else name

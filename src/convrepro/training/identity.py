@@ -11,7 +11,7 @@ from convrepro.models.weights import content_digest
 from convrepro.runs.identity import Identity, former_digest, named
 from convrepro.runs.plan import variant
 from convrepro.runs.protocol import Protocol, differences, scientific
-from convrepro.tables import Table, load_table
+from convrepro.tables import Table
 from convrepro.training.data import image_data
 
 ADHOC = "adhoc"
@@ -29,13 +29,9 @@ def protocol_of(cfg: RunConfig) -> Protocol:
     return Protocol(scientific(cfg), data.content(), weights, places)
 
 
-def identity_of(cfg: RunConfig, overrides: Sequence[str], protocol: Protocol, table: Table | None = None) -> Identity:
-    """The name of the run; a run that was made under the name of an older version keeps that.
-
-    Raises ConvReproError where `table` and `row` are given for a run that is not that row's.
-    """
+def identity_of(cfg: RunConfig, overrides: Sequence[str], protocol: Protocol) -> Identity:
+    """The name of the run; a run that was made under the name of an older version keeps that."""
     if cfg.table and cfg.row:
-        _check_row(cfg, table or load_table(cfg.table), cfg.row, overrides)
         return Identity(cfg.table, cfg.row, cfg.seed, cfg.budget.name)
     what = f"{cfg.model}-{cfg.conv.name}"
     identity = Identity(ADHOC, f"{what}-{protocol.digest[:8]}", cfg.seed, cfg.budget.name)
@@ -45,8 +41,9 @@ def identity_of(cfg: RunConfig, overrides: Sequence[str], protocol: Protocol, ta
     return former if former.folder(runs).exists() and not identity.folder(runs).exists() else identity
 
 
-def _check_row(cfg: RunConfig, table: Table, row_name: str, overrides: Sequence[str]) -> None:
-    """Raise ConvReproError where a run of another protocol would be filed under a row's name."""
+def check_row(cfg: RunConfig, overrides: Sequence[str], table: Table) -> None:
+    """Raise ConvReproError where a run of another protocol would be filed under the name of a row of `table`."""
+    row_name = str(cfg.row)
     row = table.row(row_name.partition("+")[0])
     own = compose_config([*table.overrides(row), f"budget={cfg.budget.name}"])
     wanted = variant(own, cfg, from_row=bool(row.weights_from))

@@ -34,7 +34,7 @@ from convrepro.tables import Table, load_table
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
-from convrepro.training.identity import identity_of, protocol_of
+from convrepro.training.identity import check_row, identity_of, protocol_of
 from convrepro.training.module import Classifier
 from convrepro.training.progress import EpochLog, Progress, bar
 from convrepro.training.rehearsal import rehearse
@@ -69,8 +69,10 @@ def run(
     """
     rehearse(cfg)
     table = table or (load_table(cfg.table) if cfg.table else None)
+    if table:
+        check_row(cfg, overrides, table)
     protocol = protocol_of(cfg)
-    identity = identity_of(cfg, overrides, protocol, table)
+    identity = identity_of(cfg, overrides, protocol)
     folder = identity.folder(Path(cfg.runs))
     first = _first(cfg)
     echo = echo if first else _silent

@@ -1,0 +1,183 @@
+"""Every key takes the values that it should and no others: hand-written kinds of keys against generated values."""
+
+import copy
+import math
+
+import pytest
+
+from convrepro.config.compose import compose_config
+from convrepro.config.schema import RunConfig
+from convrepro.config.strict import validated
+from convrepro.errors import ConvReproError
+
+Value = object
+TEXTS = ("abc", "../../x", "a b", "x" * 300, "", "a\tb", "32-true", "sgd", "none", "cpu")
+VALUES: tuple[Value, ...] = (
+    *(None, True, False, 0, 1, 2, -1, 7, 4294967295, 4294967296, 10**20, 0.5, 1.0, 1.5, -0.1, 1e30, math.nan, math.inf),
+    *([], [1], [0, 1], [0.5], ["a"], {}, {"a": 1}, "1", "true", "null", "nan"),
+    *TEXTS,
+)
+
+
+def whole(least: int, most: float = math.inf):
+    return lambda v: type(v) is int and least <= v <= most
+
+
+def number(least: float, most: float, *, open_end: bool = False):
+    def fits(v: Value) -> bool:
+        return type(v) in (int, float) and math.isfinite(v) and least <= v <= most and not (open_end and v == most)
+
+    return fits
+
+
+def nullable(fits):
+    return lambda v: v is None or fits(v)
+
+
+def flag(v: Value) -> bool:
+    return type(v) is bool
+
+
+def one_of(*names: Value):
+    return lambda v: any(type(v) is type(name) and v == name for name in names)
+
+
+def name(v: Value) -> bool:
+    allowed = isinstance(v, str) and all(c.isascii() and (c.isalnum() or c in "_.-") for c in v)
+    return allowed and 0 < len(v) <= 100 and v[0].isalnum()
+
+
+def text(v: Value) -> bool:
+    return isinstance(v, str) and v != ""
+
+
+def mapping(v: Value) -> bool:
+    return isinstance(v, dict)
+
+
+def never(v: Value) -> bool:
+    return False
+
+
+def devices(v: Value) -> bool:
+    return (v in (1, 2) and type(v) is int) or v in ([1], [0, 1])
+
+
+#: What each key may be, written by hand. A batch of 128 is divided by 1, 2 or two devices alone.
+KINDS = {
+    "model": name,
+    "model_args": mapping,
+    "weights": nullable(text),
+    "weights_sha256": one_of(None),
+    "se_reduction": nullable(whole(1)),
+    "train": flag,
+    "seed": whole(0, 2**32 - 1),
+    "data_root": text,
+    "runs": text,
+    "table": one_of(None),
+    "row": one_of(None),
+    "conv.name": name,
+    "conv.where": text,
+    "data.name": name,
+    "data.root": text,
+    "data.download": flag,
+    "data.verify": flag,
+    "data.channels": one_of(1),
+    "data.image_size": whole(4, 8192),
+    "data.num_classes": whole(1, 10**6),
+    "data.mean": one_of([1], [0.5]),
+    "data.std": one_of([1], [0.5]),
+    "data.eval_batch_size": whole(1),
+    "recipe.name": name,
+    "recipe.epochs": whole(1, 10**6),
+    "recipe.batch_size": whole(1, 2**24),
+    "recipe.optimizer.name": name,
+    "recipe.optimizer.lr": number(0, 1000),
+    "recipe.optimizer.momentum": number(0, 1, open_end=True),
+    "recipe.optimizer.nesterov": flag,
+    "recipe.optimizer.weight_decay": number(0, 10),
+    "recipe.optimizer.args": nullable(mapping),
+    "recipe.optimizer": never,
+    "recipe.schedule.name": name,
+    "recipe.schedule.args": nullable(mapping),
+    "recipe.schedule": never,
+    "recipe.label_smoothing": number(0, 1, open_end=True),
+    "recipe.init": never,
+    "recipe.augment.flip": flag,
+    "recipe.augment.crop_padding": whole(0, 28),
+    "recipe.augment": never,
+    "recipe.normalize": flag,
+    "budget.name": name,
+    "budget.epochs": nullable(whole(1, 10**6)),
+    "budget.max_batch_size": nullable(whole(1)),
+    "budget.train_examples": nullable(whole(1)),
+    "budget.test_examples": nullable(whole(1)),
+    "budget.max_image_size": nullable(whole(4)),
+    "budget.sample": flag,
+    "trainer.accelerator": one_of("cpu"),
+    "trainer.devices": devices,
+    "trainer.num_nodes": one_of(1, 2),
+    "trainer.strategy": never,
+    "trainer.precision": one_of("32-true"),
+    "trainer.accumulate": one_of(1, 2),
+    "trainer.channels_last": flag,
+    "trainer.compile": flag,
+    "trainer.deterministic": flag,
+    "trainer.num_workers": whole(0, 1024),
+    "trainer.checkpoint_steps": nullable(whole(1)),
+    "logger.name": one_of("none"),
+    "logger.project": text,
+    "logger.entity": nullable(text),
+    "logger.mode": never,
+    "logger.timeout": lambda v: number(0, 3600)(v) and v != 0,
+    "logger.checkpoints": flag,
+    "bogus": never,
+    "trainer.gradient_clip": never,
+    "recipe.optimiser.lr": never,
+    "data.bogus": never,
+    "recipe.augment.bogus": never,
+}
+TREE = compose_config([]).model_dump()
+
+
+def given(key: str, value: Value) -> dict:
+    """A configuration in which `key` has this value, as Hydra composes it."""
+    tree = copy.deepcopy(TREE)
+    *places, last = key.split(".")
+    inner = tree
+    for place in places:
+        inner = inner.setdefault(place, {})
+    inner[last] = value
+    return tree
+
+
+def keys(model=RunConfig, place: str = "") -> set[str]:
+    """Every key of the schema that holds a value of its own."""
+    found = set()
+    for key, field in model.model_fields.items():
+        inner = field.annotation
+        nested = isinstance(inner, type) and hasattr(inner, "model_fields")
+        found |= keys(inner, f"{place}{key}.") if nested else {f"{place}{key}"}
+    return found
+
+
+def test_every_key_of_the_schema_has_a_kind_here():
+    assert keys() <= KINDS.keys()
+
+
+@pytest.mark.parametrize("key", KINDS)
+def test_a_key_takes_values_of_its_kind_and_no_others(key):
+    for value in VALUES:
+        try:
+            validated(RunConfig, given(key, value))
+            accepted, message = True, ""
+        except ConvReproError as error:
+            accepted, message = False, str(error)
+            assert message.count("\n") == 0, message
+            assert len(message) < 400, message
+            assert all(character.isprintable() for character in message), repr(message)
+        assert accepted == KINDS[key](value), f"{key}={value!r}: {message or 'accepted'}"
+
+
+def test_there_are_more_than_a_thousand_of_them():
+    assert sum(not KINDS[key](value) for key in KINDS for value in VALUES) > 1500
