@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from convrepro.config.compose import compose_config
+from convrepro.config.compose import choices, compose_config
 from convrepro.config.schema import RunConfig
 from convrepro.config.strict import text_of
 from convrepro.errors import ConvReproError
@@ -59,3 +59,14 @@ def check_row(cfg: RunConfig, overrides: Sequence[str], table: Table) -> None:
         f"row={row_name} of {table.name} is not this run: {what}; leave table and row out, or use "
         f"`convrepro run {table.name} --rows {row.id}` with the overrides behind it"
     )
+
+
+def budget_label(cfg: RunConfig) -> str:
+    """The name of the run's budget, with `, changed` where the run spends more or less than that budget does."""
+    name, known = cfg.budget.name, choices("budget")
+    files = compose_config([f"budget={name}"]) if name in known else None
+    recipe = compose_config([f"recipe={cfg.recipe.name}"]).recipe if cfg.recipe.name in choices("recipe") else None
+    whole = cfg.table is not None and "+" not in str(cfg.row)
+    same = files is not None and cfg.budget == files.budget
+    same &= whole or (recipe is not None and recipe.epochs == cfg.recipe.epochs)
+    return name if same else f"{name}, changed"

@@ -34,7 +34,7 @@ from convrepro.tables import Table, load_table
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
-from convrepro.training.identity import check_row, identity_of, protocol_of
+from convrepro.training.identity import budget_label, check_row, identity_of, protocol_of
 from convrepro.training.module import Classifier
 from convrepro.training.progress import EpochLog, Progress, bar
 from convrepro.training.rehearsal import rehearse
@@ -113,7 +113,7 @@ def _train(
     network, report = build_network(cfg)
     counted = count_network(network, cfg, cfg.image_size)
     static = {name: counted.total(rule) for name, rule in STATIC.items()}
-    echo(f"{identity.name} ({identity.budget}): {report.summary()}")
+    echo(f"{identity.name} ({budget_label(cfg)}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
     progress = Progress(folder, cfg.epochs, echo)
     kept = _recorded(cfg, overrides, table)
