@@ -115,7 +115,7 @@ RULE_BREAKS = {
     "rows not a list": (SMALL[SMALL.index("rows:") :], "rows: {a: 1}\n", ["`rows` must be a list"]),
     "key twice": ("question:", "title: again\nquestion:", ["key 'title' is there twice"]),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", ["cannot be read as YAML"]),
-    "not a number": ("tol: 0.3", "tol: .nan", ["'.nan' is not a decimal number"]),
+    "not a number": ("tol: 0.3", "tol: .nan", ["`tol` must be a number, not '.nan'"]),
 }
 
 

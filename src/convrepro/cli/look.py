@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import Any
 
+from convrepro.errors import ConvReproError
+
 LISTS = ("tables", "models", "convs", "data", "recipes", "budgets", "trainers")
 
 
@@ -33,10 +35,18 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.what == "tables":
         from convrepro.tables import list_tables, load_table
 
+        broken = []
         for name in list_tables():
-            table = load_table(name)
+            try:
+                table = load_table(name)
+            except ConvReproError as error:
+                broken.append(str(error))
+                continue
             print(f"{name:24} {len(table.rows):3} rows  {table.title}")
-    elif arguments.what == "models":
+        for reason in broken:
+            print(f"convrepro: {reason}", file=sys.stderr)
+        return 2 if broken else 0
+    if arguments.what == "models":
         from convrepro.models.build import list_models
 
         print("\n".join(list_models(arguments.pattern)))

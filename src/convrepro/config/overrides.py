@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 _PLAIN = re.compile(r"(?P<key>[+~]{0,2}[\w./@:-]+)=(?P<value>.*)", re.DOTALL)
+_KEY = re.compile(r"[+~]{0,2}(?P<key>[\w./-]+)=")
 _QUOTE = re.compile(r"[\w./+-]+", re.ASCII)
 
 
@@ -57,12 +58,13 @@ def quoted(value: object) -> str:
 
 def key_of(text: str) -> str:
     """The key that an override sets, without the `+` or `~` before it and a package behind it."""
-    return parse(text).key_or_group
+    plain = _KEY.match(text.strip())
+    return plain["key"] if plain else parse(text).key_or_group
 
 
 def setting(text: str) -> tuple[str, str]:
     """An override as (key, value): `+model_args.drop_rate=0.1` -> ("model_args.drop_rate", "0.1")."""
-    return key_of(text), normal(text).partition("=")[2].strip("'\"")
+    return key_of(text), text.strip().partition("=")[2].strip("'\"")
 
 
 def settings(overrides: Iterable[str]) -> dict[str, str]:

@@ -11,17 +11,33 @@ from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import yaml
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
-from convrepro.tables.parse import fail, parse_table
+from convrepro.tables.parse import DIGITS, fail, parse_table
 from convrepro.tables.schema import Row, Table, settings
 
+#: Bytes that the file of a table has at most.
+LARGEST = 1_000_000
+_BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_DECIMAL = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+")
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML with exact decimals, 5e-4 as a number, and no key given twice."""
+
+class _Loader(_BASE):
+    """Safe YAML with numbers as they are printed, and no key given twice.
+
+    A number is decimal and exact. What YAML 1.1 also reads as one (010 as octal, 0x10, 1:30 as sexagesimal, 2_9) stays
+    text, which a table then rejects where it wants a number.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+        for first, resolvers in _BASE.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -36,9 +52,14 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             problem = f"{node.value!r} is not a decimal number"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
+    def construct_integer(self, node: yaml.ScalarNode) -> int | Decimal:
+        return int(node.value) if len(node.value) <= DIGITS else self.construct_decimal(node)
+
 
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_decimal)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"-?\d+(\.\d*)?[eE]-?\d+"), list("-0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^{_INTEGER.pattern}$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({_DECIMAL.pattern})$"), list("-+.0123456789"))
 
 
 def list_tables(root: Path = REPRODUCTIONS) -> list[str]:
@@ -68,9 +89,15 @@ def _read(name: str, root: Path) -> Table:
     path = root / f"{name}.yaml"
     place = f"{root.name}/{name}.yaml"
     try:
+        if not path.is_file():
+            raise ConvReproError(f"{place}: is not a file")
+        if (size := path.stat().st_size) > LARGEST:
+            raise ConvReproError(f"{place}: has {size:,} bytes, but a table has at most {LARGEST:,}")
         return _parsed(name, place, path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConvReproError(f"{place}: cannot be read as YAML: {error}") from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, ConvReproError):
+            raise
+        raise ConvReproError(f"{place}: cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 @cache

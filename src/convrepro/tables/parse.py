@@ -9,9 +9,12 @@ from functools import cache
 from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from convrepro.config.overrides import key_of
+from convrepro.config.strict import text_of
 from convrepro.errors import ConvReproError
 from convrepro.tables.schema import (
     CAUSES,
+    COUNTING_RULES,
+    RUN_METRICS,
     UNITS,
     Claim,
     Counted,
@@ -28,6 +31,10 @@ from convrepro.tables.schema import (
 )
 
 CONFIDENCES = ("found", "derived", "recalled")
+#: Digits that a number in a table may have; a paper prints fewer.
+DIGITS = 30
+#: Points or other units that a trained value may be off and count as reproduced, at most.
+TOLERANCE = 10
 PRINTED = ("floor", "round")
 EPOCHS = ("last", "best")
 BASES = ("printed", "exact")
@@ -46,7 +53,7 @@ def _convert(value: object, hint: object, place: str, key: str) -> object:
     options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         if option is Decimal and isinstance(value, Decimal | int) and not isinstance(value, bool):
-            return Decimal(value)
+            return _short(Decimal(value), place, key)
         if option is types.NoneType and value is None:
             return None
         if option is int and isinstance(value, int) and not isinstance(value, bool):
@@ -57,7 +64,15 @@ def _convert(value: object, hint: object, place: str, key: str) -> object:
             return tuple(_convert(v, get_args(option)[0], place, f"an item of {key}") for v in value)
     words = {Decimal: "a number", int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
     wanted = " or ".join(words.get(o, "a list") for o in options)
-    fail(place, f"`{key}` must be {wanted}, not {str(value)!r}")
+    fail(place, f"`{key}` must be {wanted}, not {text_of(value)!r}")
+
+
+def _short(value: Decimal, place: str, key: str) -> Decimal:
+    """`value`, of no more digits than a paper prints."""
+    digits, exponent = len(value.as_tuple().digits), value.as_tuple().exponent
+    if not isinstance(exponent, int) or digits > DIGITS or abs(exponent) > DIGITS:
+        fail(place, f"`{key}` has {digits} digits, but a number has at most {DIGITS} before and after its point")
+    return value
 
 
 def _build(cls: type[T], data: object, place: str, **given: object) -> T:
@@ -103,6 +118,9 @@ def _metric(name: str, data: object, place: str) -> Metric:
         _choice(metric.from_, BASES, place, "from")
     else:
         _choice(metric.unit, tuple(UNITS), place, "unit")
+        _choice(metric.count, COUNTING_RULES, place, "count")
+    if not 0 <= metric.decimals <= DIGITS:
+        fail(place, f"`decimals` is {metric.decimals}, but must be from 0 to {DIGITS}")
     return metric
 
 
@@ -111,8 +129,9 @@ def _trained(name: str, data: Mapping, place: str) -> Trained:
         fail(place, f"a trained metric needs a tolerance `tol`; a static one needs one of {', '.join(STATIC)}")
     metric = _build(Trained, {"run_metric": name, **data}, place, name=name)
     _choice(metric.epoch, EPOCHS, place, "epoch")
-    if metric.tol <= 0:
-        fail(place, f"`tol` is {metric.tol}, but must be above 0")
+    _choice(metric.run_metric, RUN_METRICS, place, "run_metric")
+    if not 0 < metric.tol <= TOLERANCE:
+        fail(place, f"`tol` is {metric.tol}, but must be above 0 and at most {TOLERANCE}")
     return metric
 
 
@@ -124,6 +143,7 @@ def _published(name: str, data: object, metrics: Mapping[str, Metric], place: st
     if published.value is None:
         return published
     _choice(published.confidence, CONFIDENCES, place, "confidence")
+    _check_range(published.value, metrics[name], place)
     if bool(published.cause) != bool(published.erratum):
         fail(place, "`cause` and `erratum` go together")
     if published.cause:
@@ -133,6 +153,16 @@ def _published(name: str, data: object, metrics: Mapping[str, Metric], place: st
     if not published.source:
         fail(place, f"a value that is {published.confidence} needs a source")
     return published
+
+
+def _check_range(value: Decimal, metric: Metric, place: str) -> None:
+    """Hold a published value to what its metric can be."""
+    if isinstance(metric, Counted) and value < 0:
+        fail(place, f"is {value}, but what is counted is at least 0")
+    if isinstance(metric, Relative) and not -1000 <= value <= 1000:
+        fail(place, f"is {value} %, but a share or reduction is from -1000 to 1000 %")
+    if isinstance(metric, Trained) and metric.run_metric.startswith("top") and not 0 <= value <= 100:
+        fail(place, f"is {value} %, but an accuracy is from 0 to 100 %")
 
 
 def _row(data: object, metrics: Mapping[str, Metric], place: str) -> Row:
@@ -187,6 +217,8 @@ def _check_claim(claim: Claim, table: Table, place: str) -> None:
         fail(place, f"names no metric of the table: {claim.metric!r}; valid: {', '.join(table.metrics)}")
     if claim.min_delta is None and claim.max_delta is None:
         fail(place, "needs `min_delta`, `max_delta` or both")
+    if claim.min_delta is not None and claim.max_delta is not None and claim.min_delta > claim.max_delta:
+        fail(place, f"holds for nothing: `min_delta` {claim.min_delta} is above `max_delta` {claim.max_delta}")
 
 
 def parse_table(name: str, data: object, place: str) -> Table:

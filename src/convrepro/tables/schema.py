@@ -10,6 +10,16 @@ from convrepro.errors import ConvReproError
 
 UNITS = {"1": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
+COUNTING_RULES = (
+    *("macs", "conv_fc", "conv_only", "two_per_mac", "fvcore", "hetconv_scaled_bias", "senet", "senet_biases"),
+    *("params", "params_no_norm", "weights", "conv_weights", "params_no_fc", "params_and_buffers"),
+    *("multiplications", "shifts", "weight_bits"),
+)
+"""Names of the rules by which papers count (see `complexity.rules`)."""
+
+RUN_METRICS = ("top1", "top5", "loss")
+"""What a run measures in each epoch."""
+
 CAUSES = {
     "misprint": "the printed digits are wrong",
     "convention": "another counting rule or rounding than the table's gives the printed digits",
