@@ -76,14 +76,13 @@ def test_narrow_blocks_are_padded_or_merged(
     check(HetConv2d(channels, filters, 3, padding=1, p=p, form="triton"), height=3, width=5)
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("shared", [1, 4])
+@pytest.mark.parametrize(("cached", "shared"), [(True, 1), (False, 4)])
 def test_every_kind_of_tile_gives_the_same(cached: bool, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tile = Tile(16, 16, 16, cached=cached, shared=shared)
     monkeypatch.setattr(hetconv_launch, "LEAST_BLOCK", 16)
     monkeypatch.setattr(hetconv_launch, "_gemm_tiles", lambda *_: [tile])
     monkeypatch.setattr(hetconv_launch, "_gradient_tiles", lambda *_: [tile])
-    check(HetConv2d(40, 36, 3, padding=1, p=2, form="triton"), height=2, width=3)
+    check(HetConv2d(20, 36, 3, padding=1, p=2, form="triton"), height=2, width=3)
 
 
 def test_the_weight_gradient_adds_up_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Launches the kernels of `hetconv_kernels`: one function for each thing that they compute, tiles chosen by timing."""
 
+import itertools
 import os
 from collections.abc import Callable
 from functools import cache
@@ -137,7 +138,7 @@ def weight_gradient(grad: Tensor, x: Tensor, layer: Layer, dtype: torch.dtype) -
         words = partial, index, out, len(index), partial[0].numel(), splits
         kernels.sum_splits[(-(-len(index) // 256),)](*words, SIZE=256, num_warps=4)
 
-    _fastest(run, _gradient_tiles(block_in, block_out), ("weights", layer, *x.shape, x.dtype))
+    _fastest(run, _gradient_tiles(block_in, block_out, x.element_size()), ("weights", layer, blocks, *x.shape, x.dtype))
     return out
 
 
@@ -236,8 +237,8 @@ def _gather_gemm(
         )
 
     if pixels:
-        key = "positions", *x.shape, *y.shape, blocks, tuple(taps.values()), x.dtype, bias is None, relu
-        _fastest(run, _gemm_tiles(block_in, block_out), key)
+        kind = "positions", *x.shape, *y.shape, blocks, tuple(taps.values()), x.dtype
+        _fastest(run, _gemm_tiles(block_in, block_out, x.element_size()), kind)
     return y.movedim(-1, 1)
 
 
@@ -273,43 +274,49 @@ def _width(size: int, most: int) -> int:
     return min(max(16, 1 << (size - 1).bit_length()), most)
 
 
-def _gemm_tiles(block_in: int, block_out: int) -> list[Tile]:
+def _gemm_tiles(block_in: int, block_out: int, entry_bytes: int) -> list[Tile]:
     """Tiles for `gather_gemm`, the most likely first."""
-    columns, depth = _width(block_out, 128), _width(block_in, 64)
+    columns, depth = _width(block_out, 128), _width(block_in, 128 // entry_bytes)
     if interpreted():
-        return [Tile(32, columns, depth)]
+        return [Tile(128, columns, depth)]
     warps = 8 if columns == 128 else 4
-    tiles = [Tile(128, columns, depth, warps, stages, cached) for stages in (4, 3) for cached in (False, True)]
-    tiles += [Tile(64, columns, depth, 4, 4, cached) for cached in (False, True)]
-    return [*tiles, Tile(256, columns, depth, 8, 3, False), Tile(256, columns, depth, 8, 3, True)]
+    shapes = [(128, warps, 4), (64, 4, 4), (256, 8, 3)]
+    return [Tile(rows, columns, depth, *words, cached) for rows, *words in shapes for cached in (False, True)]
 
 
-def _gradient_tiles(block_in: int, block_out: int) -> list[Tile]:
+def _gradient_tiles(block_in: int, block_out: int, entry_bytes: int) -> list[Tile]:
     """Tiles for `weight_gradient`, the most likely first."""
-    rows, columns = _width(block_in, 64), _width(block_out, 128)
+    rows, columns, depth = _width(block_in, 64), _width(block_out, 128), 128 // entry_bytes
     if interpreted():
-        return [Tile(rows, columns, 32, shared=2)]
+        return [Tile(rows, columns, 128, shared=4)]
     warps = 8 if columns == 128 else 4
-    tiles = [Tile(rows, columns, 64, warps, 3, shared=shared, waves=4) for shared in (4, 2, 1)]
-    tiles += [Tile(rows, columns, 32, warps, 4, shared=4), Tile(rows, columns, 64, warps, 3, shared=4, waves=2)]
-    return [*tiles, Tile(_width(block_in, 128), columns, 64, 8, 3, shared=1)]
+    shapes = itertools.product((4, 2, 1), (4, 2))
+    tiles = [Tile(rows, columns, depth, warps, 3, shared=shared, waves=waves) for shared, waves in shapes]
+    return [*tiles, Tile(_width(block_in, 128), columns, depth, 8, 3)]
 
 
-_chosen: dict[tuple, Tile] = {}
+timed: dict[tuple, dict[Tile, float]] = {}
+"""Milliseconds by tile, the fastest first, for each kind of launch that was timed."""
 
 
-def _fastest(run: Callable[[Tile], None], tiles: list[Tile], key: tuple) -> None:
-    """Run with the tile that was the fastest for this key: timed the first time where cuDNN would time, too."""
+def _fastest(run: Callable[[Tile], None], tiles: list[Tile], kind: tuple) -> None:
+    """Run with the tile that is the fastest for this kind of launch.
+
+    They are timed the first time, where cuDNN would time, too, and no graph is being captured; else it is the first.
+    """
     timing = torch.backends.cudnn.benchmark and not interpreted() and not torch.cuda.is_current_stream_capturing()
-    if key not in _chosen and timing:
-        from triton.testing import do_bench
+    if kind not in timed and timing:
+        times = {tile: time for tile in tiles if (time := _time(run, tile)) is not None}
+        timed[kind] = {tile: times[tile] for tile in sorted(times, key=times.get)}
+    run(next(iter(timed.get(kind, tiles))))
 
-        times = {}
-        for tile in tiles:
-            try:
-                times[tile] = do_bench(lambda tile=tile: run(tile), warmup=2, rep=10, return_mode="median")
-            except Exception as error:  # a tile beyond the device's shared memory
-                if "OutOfResources" not in type(error).__name__:
-                    raise
-        _chosen[key] = min(times, key=times.get)
-    run(_chosen.get(key, tiles[0]))
+
+def _time(run: Callable[[Tile], None], tile: Tile) -> float | None:
+    """Milliseconds; None for a tile that is beyond the device's shared memory."""
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    try:
+        return do_bench(lambda: run(tile), warmup=2, rep=10, return_mode="median")
+    except OutOfResources:
+        return None
