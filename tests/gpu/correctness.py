@@ -16,8 +16,9 @@ from torch import Tensor, nn
 for folder in (Path(__file__).parents[1], Path(__file__).parents[1] / "support"):
     sys.path.append(str(folder))
 
-from convrepro.ops import HetConv2d, hetconv_launch  # noqa: E402
 from operator_cases import CASES, OperatorCase  # noqa: E402
+
+from convrepro.ops import HetConv2d, hetconv_launch  # noqa: E402
 
 SHAPES = ({"padding": 1}, {"padding": 2, "dilation": 2, "stride": (2, 1), "kernel_size": (3, 5), "bias": False})
 LIMITS = {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2}

@@ -6,11 +6,11 @@ from measure import Step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import convrepro.zoo  # noqa: F401 (registers VGG-16 with timm)
-from convrepro.deploy import fuse
+import convrepro.models.zoo  # noqa: F401 (registers VGG-16 with timm)
+from convrepro.models.export import fuse
+from convrepro.models.surgery import replace_convs
 from convrepro.ops import HetConv2d
 from convrepro.ops.hetconv_triton import PackedHetConv
-from convrepro.surgery import replace_convs
 
 
 def network(operator: str, device: str, **knobs: object) -> nn.Module:
