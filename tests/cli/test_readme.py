@@ -12,6 +12,8 @@ from convrepro.config.compose import compose_config
 from convrepro.models.build import build_network
 from convrepro.tables import load_table
 
+pytestmark = pytest.mark.unit
+
 README = (Path(__file__).parents[2] / "README.md").read_text()
 USES = re.sub(r"### Add an? .*?(?=\n### |\n## )", "", README, flags=re.DOTALL)  # what is added: test_readme_examples.py
 EXAMPLES = [line.split("#")[0].strip() for line in re.findall(r"^convrepro .*$", USES, re.MULTILINE)]
