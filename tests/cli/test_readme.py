@@ -13,6 +13,8 @@ from convrepro.config.compose import compose_config
 from convrepro.models.build import build_network
 from convrepro.tables import load_table
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / ".github").glob("*.md"))]

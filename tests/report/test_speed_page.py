@@ -17,6 +17,8 @@ from convrepro.report.plots.draw import svg
 from convrepro.report.plots.speeds import INFERENCE, TRAINING, speeds
 from convrepro.tables import list_papers, load_table
 
+pytestmark = pytest.mark.unit
+
 TABLE = load_table("hetconv/table1")
 PLACE = {"device": "cpu: one", "threads": 2, "versions": {"torch": "2"}, "commit": "ab" * 20, "dirty": False}
 
@@ -131,6 +133,7 @@ def test_the_figure_has_a_dot_for_each_operator_and_mode():
     assert "1 are slower" in svg(figure)
 
 
+@pytest.mark.heavy
 def test_a_part_of_the_suite_runs_and_is_recorded(tmp_path, capsys):
     words = ["--only", "operators/DWC", "--modes", "inference", "--threads", "1", "--rounds", "1"]
     with pytest.raises(SystemExit) as stop:

@@ -13,7 +13,8 @@ from convrepro.errors import Busy, ConvReproError
 from convrepro.runs import folder as run_folder
 from convrepro.runs.folder import hold, record_error, state
 from convrepro.training.module import Classifier
-from support.small_runs import EPOCHS, STATEFUL, STEPS, before_hook, ended, science, start, train, wait
+from support.patience import wait
+from support.small_runs import EPOCHS, STATEFUL, STEPS, before_hook, before_step, ended, science, start, train
 
 #: Names the run's folder before it is there.
 NAMED = [*STATEFUL, "table=a/table", "row=row"]
@@ -193,8 +194,7 @@ def test_a_torn_result_without_a_checkpoint_is_left_to_the_user(tmp_path):
 
 
 def test_progress_and_speed_are_told_and_survive_a_restart(tmp_path):
-    slow = before_hook("training_step", "time.sleep(0.01)")
-    process = start(NAMED, tmp_path, first=slow)
+    process = start(NAMED, tmp_path, first=before_step(EPOCHS * STEPS - 1, pause=0.01))
     wait((folder(tmp_path) / "previous.ckpt").exists, process)
     process.kill()
     process.wait()
