@@ -6,11 +6,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from convrepro.cli import cluster, dashboards, evidence, export, look, timing, training
+from convrepro.cli import cluster, dashboards, evidence, export, look, speed, training
 from convrepro.errors import ConvReproError, Interrupted
 
 DESCRIPTION = "Reproduces the tables of papers on efficient convolutions, on any timm model."
-GROUPS = (look, training, cluster, evidence, dashboards, timing, export)
+GROUPS = (look, training, cluster, evidence, dashboards, speed, export)
 
 
 def parser() -> argparse.ArgumentParser:

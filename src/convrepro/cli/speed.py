@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convrepro.evidence.speed import Pair, Timing
+    from convrepro.evidence.speed import Pair, PairSpeed
 
 
 def add(verbs: Any) -> None:
@@ -40,7 +40,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     environment = bench.where_and_how(setting)
     measured: list[dict[str, Any]] = []
 
-    def note(timing: "Timing") -> None:
+    def note(timing: "PairSpeed") -> None:
         """Tell it, and write what is measured so far: an interruption loses none of it."""
         print(bench.line(timing), flush=True)
         measured.append(timing.as_json())
