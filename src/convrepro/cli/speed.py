@@ -1,70 +1,69 @@
-"""The command that times: bench."""
+"""The command that measures speed: `bench`."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
+
+from convrepro.cli.progress import print_failures
+from convrepro.cli.selection import comma_separated, describes_network, load_tables
 
 if TYPE_CHECKING:
     from convrepro.evidence.speed import Pair, PairSpeed
 
 
 def add(verbs: Any) -> None:
-    """Add the verb of this module to an argument parser's."""
-    verb = verbs.add_parser("bench", help="time beside MACs: rows of a table, or a network, against the dense one")
-    verb.add_argument("what", nargs="+", help="a table, overrides such as model=resnet18 conv=hetconv conv.p=4, or all")
-    verb.add_argument("--rows", default="", help="some rows only, comma-separated")
-    verb.add_argument("--only", default="", help="of all: what has these letters in its group or name")
-    modes = "what to time of train, inference and exported (default: the first two)"
+    """Adds the verb of this module to an argument parser."""
+    verb = verbs.add_parser("bench", help="measure the speed of networks against the dense ones that they replace")
+    what = "a table, overrides such as model=resnet18 conv=hetconv conv.p=4, or `all` for the whole suite"
+    verb.add_argument("what", nargs="+", help=what)
+    verb.add_argument("--rows", default="", help="comma-separated rows of the table (default: all)")
+    verb.add_argument("--only", default="", help="with `all`: only what has this text in its group or name")
+    modes = "comma-separated modes of train, inference and exported (default: train,inference)"
     verb.add_argument("--modes", default="train,inference", help=modes)
     verb.add_argument("--batch-size", type=int, default=128, help="images in a batch (default: 128)")
     verb.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    verb.add_argument("--rounds", type=int, default=7, help="turns of candidate and baseline (default: 7)")
-    verb.add_argument("--nchw", action="store_true", help="in NCHW instead of channels_last")
-    verb.add_argument("--json", default="", help="write the timings, with hardware and versions, to this file")
+    verb.add_argument("--rounds", type=int, default=7, help="how often candidate and baseline each run (default: 7)")
+    verb.add_argument("--nchw", action="store_true", help="measure in NCHW memory format instead of channels_last")
+    verb.add_argument("--json", default="", help="write the speeds, with hardware and versions, to this file")
     verb.set_defaults(execute=_bench)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from convrepro.evidence import speed as bench
+    from convrepro.evidence.speed import Setting, compare_all, line, record, where_and_how
     from convrepro.runs.storage import write_json
 
-    setting = bench.Setting(
+    setting = Setting(
         arguments.batch_size,
         arguments.threads,
         not arguments.nchw,
         arguments.rounds,
-        tuple(mode for mode in arguments.modes.split(",") if mode),
+        tuple(comma_separated(arguments.modes)),
     )
-    environment = bench.where_and_how(setting)
+    environment = where_and_how(setting)
     measured: list[dict[str, Any]] = []
 
-    def note(timing: "PairSpeed") -> None:
-        """Tell it, and write what is measured so far: an interruption loses none of it."""
-        print(bench.line(timing), flush=True)
-        measured.append(timing.as_json())
+    def note(speed: "PairSpeed") -> None:
+        """Prints the speed, and writes all speeds measured so far, so that an interruption loses none of them."""
+        print(line(speed), flush=True)
+        measured.append(speed.as_json())
         if arguments.json:
-            write_json(Path(arguments.json), bench.record(" ".join(arguments.what), measured, setting, environment))
+            write_json(Path(arguments.json), record(" ".join(arguments.what), measured, setting, environment))
 
-    _, failures = bench.compare_all(_pairs(arguments), setting, note)
+    _, failures = compare_all(_pairs(arguments), setting, note)
     if measured and arguments.json:
         print(arguments.json)
-    for name, reason in failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    return 1 if failures else 0
+    return print_failures(failures)
 
 
 def _pairs(arguments: argparse.Namespace) -> "list[Pair]":
-    """What to time against what."""
-    from convrepro.evidence import speed as bench
+    """The pairs of candidate and baseline that the arguments select."""
+    from convrepro.evidence.speed import pair_of_network, pairs_of_table
     from convrepro.evidence.speed_suite import suite
-    from convrepro.tables import load_table
 
     if arguments.what == ["all"]:
         return [pair for pair in suite() if arguments.only in f"{pair.group}/{pair.name}"]
-    if any("=" in word for word in arguments.what):
-        return [bench.pair_of_network(arguments.what, arguments.batch_size)]
-    rows = [row for row in arguments.rows.split(",") if row]
-    tables = [load_table(name) for name in arguments.what]
-    return [pair for table in tables for pair in bench.pairs_of_table(table, rows, arguments.batch_size)]
+    if describes_network(arguments.what):
+        return [pair_of_network(arguments.what, arguments.batch_size)]
+    rows, tables = comma_separated(arguments.rows), load_tables(arguments.what)
+    return [pair for table in tables for pair in pairs_of_table(table, rows, arguments.batch_size)]
