@@ -239,7 +239,7 @@ def test_the_page_has_totals_then_networks_then_each_reason_once(tmp_path):
     page = render_page(record)
     lines = page.splitlines()
     totals = "3 networks, 5 cells: works 1, nothing to replace 1, refused 2, crash 1."
-    assert f"{totals} Not walked yet: 1 of timm's 2 families." in lines
+    assert f"{totals} 1 of timm's 2 families are missing so far." in lines
     assert "| het | all | 0 | 0 | 2 | 1 |" in lines
     assert "| sep | dense_kxk | 1 | 1 | 0 | 0 |" in lines
     assert "| a | a1 | 64x64 | refused [1] | works (3) |" in lines

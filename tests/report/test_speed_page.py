@@ -101,7 +101,7 @@ def test_what_was_not_timed_in_a_mode_has_a_gap_there():
 
 def test_the_page_names_what_is_slower_and_judges_the_goals():
     page = speed_page.render(RECORDS)
-    assert "**Slower than what they replace**, in a training step: slow." in page
+    assert "**Slower than the layers that they replace**, in a training step: slow." in page
     assert "| quick | dense | 0.250 | 0.50 (0.30 to 0.60) | 50 % | 50 |" in page
     assert "| g | b | 0.5 | 0.51 | 1 | missed |" in page
     assert page.count("commit abababab") == 3
