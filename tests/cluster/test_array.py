@@ -56,7 +56,7 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     }
     assert f"smoke {result(lab.job('shift').folder)['metrics']['last']['top1']:.2f}" in lab.collected()
     assert result(lab.job("shift").folder)["config"]["weights"] == str(lab.job("plain").folder / "last.ckpt")
-    reason = re.escape(f"torn, seed 0: failed: {torn} is no checkpoint to continue from")
+    reason = re.escape(f"torn, seed 0: failed: {torn} cannot be resumed from")
     assert re.search(f"^no result: {reason}", lab.collected(), re.MULTILINE)
     status = lab.call("status")
     assert re.search(f"^{reason}", status, re.MULTILINE)
@@ -189,10 +189,10 @@ def test_arrays_are_cut_at_the_clusters_limit_and_waves_wait_for_earlier_submiss
 def test_what_sbatch_refuses_is_told_and_leaves_nothing(cluster, tmp_path, monkeypatch):
     lab = Lab(cluster, tmp_path, monkeypatch, lab_table.PLAIN)
     before = set(cluster.queue())
-    with pytest.raises(ConvReproError, match=r"^sbatch refused: .*[Ii]nvalid partition") as error:
+    with pytest.raises(ConvReproError, match=r"^sbatch failed: .*[Ii]nvalid partition") as error:
         lab.submit("--partition=nowhere")
     assert "\n" not in str(error.value)
-    with pytest.raises(ConvReproError, match=r"^sbatch refused: .*partiton"):
+    with pytest.raises(ConvReproError, match=r"^sbatch failed: .*partiton"):
         lab.submit("--partiton=main")
     assert set(cluster.queue()) == before
     assert lab.submissions() == []

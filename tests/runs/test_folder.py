@@ -145,7 +145,7 @@ def test_the_checkpoint_before_a_torn_one_is_taken_and_nothing_in_a_file_is_exec
     said = []
     assert science(train(NAMED, tmp_path, echo=said.append)) == unbroken
     assert not (tmp_path / "executed").exists()
-    assert sum("last.ckpt is no whole checkpoint" in line and "previous.ckpt" in line for line in said) == 1
+    assert sum("last.ckpt is damaged" in line and "previous.ckpt" in line for line in said) == 1
     assert next(line for line in said if "  epoch " in line).startswith(f"  epoch {EPOCHS}/{EPOCHS}"), "trained twice"
     assert torch.load(run / "previous.ckpt", weights_only=True)["global_step"] == (EPOCHS - 1) * STEPS
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == EPOCHS * STEPS
@@ -159,7 +159,7 @@ def test_a_checkpoint_cut_anywhere_is_found_to_be_torn(tmp_path):
     whole = (run / "last.ckpt").read_bytes()
     for length in (0, 1, 4, 100, 1000, len(whole) // 2, len(whole) - 22, len(whole) - 1):
         (run / "last.ckpt").write_bytes(whole[:length])
-        with pytest.raises(ConvReproError, match=r"last\.ckpt is no checkpoint to continue from.*delete it"):
+        with pytest.raises(ConvReproError, match=r"last\.ckpt cannot be resumed from.*delete it"):
             train(NAMED, tmp_path)
         assert (run / "last.ckpt").stat().st_size == length
 
