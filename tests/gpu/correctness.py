@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from measure import graphed
-from records import Records, arguments, table
+from records import Records, arguments, confined, table
 from torch import Tensor, nn
 
 for folder in (Path(__file__).parents[1], Path(__file__).parents[1] / "support"):
@@ -119,6 +119,8 @@ def in_a_graph(case: OperatorCase, device: str) -> dict[str, Any]:
 
 SIZES = [(64, 64, 32), (64, 128, 16), (128, 256, 8), (512, 512, 4), (512, 512, 2), (96, 144, 7), (48, 48, 5)]
 """Channels, filters, height and width: those of VGG-16 on CIFAR-10, and odd ones."""
+TILED = [((64, 64, 32), 4), ((512, 512, 4), 4), ((256, 256, 8), 16)]
+"""Sizes and parts that are checked with each tile."""
 VARIANTS = [
     {"arrangement": "shifted"},
     {"stride": 2},
@@ -143,21 +145,20 @@ def kernel(
     upstream = torch.randn_like(plain(x.double())).to(dtype)
     wanted = gradients(plain, x.double(), upstream.double())
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    kept = hetconv_launch._gemm_tiles, hetconv_launch._gradient_tiles
-    hetconv_launch._gemm_tiles = lambda *widths: kept[0](*widths)[tile:] or kept[0](*widths)
-    hetconv_launch._gradient_tiles = lambda *widths: kept[1](*widths)[tile:] or kept[1](*widths)
+    kept = hetconv_launch.fastest
+    hetconv_launch.fastest = lambda run, tiles, kind: run(tiles[min(tile, len(tiles) - 1)])
     try:
         x = x.to(device, memory_format=torch.channels_last)
         got = gradients(triton.to(device), x, upstream.to(device))
     finally:
         torch.backends.cudnn.allow_tf32 = False
-        hetconv_launch._gemm_tiles, hetconv_launch._gradient_tiles = kept
+        hetconv_launch.fastest = kept
     return verdict(errors(got, wanted), LIMITS[precision])
 
 
-def main() -> None:
-    words = arguments(__doc__)
-    records, device = Records("correctness", words), words.device
+def all_cases(records: Records) -> None:
+    """In order of value."""
+    device = records.words.device
     torch.backends.cudnn.allow_tf32 = False
     small = device == "cpu"
 
@@ -168,24 +169,28 @@ def main() -> None:
     for size, p in itertools.product([(16, 16, 4), (12, 20, 3)] if small else SIZES, (2,) if small else (2, 4, 16)):
         if size[0] % p == size[1] % p == 0:
             run(f"triton {size} p={p} {usual}", kernel, size, p, {}, usual, device)
-    for tile, size in itertools.product(range(1, 7), () if small else ((64, 64, 32), (256, 256, 8), (512, 512, 4))):
-        run(f"triton {size} p=4 {usual} tile {tile}", kernel, size, 4, {}, usual, device, tile)
+    for (size, p), tile in itertools.product(() if small else TILED, range(1, 13)):
+        run(f"triton {size} p={p} {usual} tile {tile}", kernel, size, p, {}, usual, device, tile)
+    for case in CASES:
+        for i, shape in enumerate(SHAPES):
+            run(f"float32 {case.name} {i}", in_float32, case, shape, device)
+        run(f"bfloat16 {case.name}", under_autocast, case, device)
+        run(f"graph {case.name}", in_a_graph, case, device)
     for precision, size in itertools.product(others, ((64, 128, 16), (96, 144, 7))):
         run(f"triton {size} p=4 {precision}", kernel, size, 4, {}, precision, device)
     for variant in VARIANTS:
         size = (8, 8, 4) if small else (128, 128, 9)
         run(f"triton {size} p=4 {variant} {usual}", kernel, size, 4, variant, usual, device)
     for case in CASES:
-        for i, shape in enumerate(SHAPES):
-            run(f"float32 {case.name} {i}", in_float32, case, shape, device)
-        run(f"bfloat16 {case.name}", under_autocast, case, device)
-        run(f"graph {case.name}", in_a_graph, case, device)
-    for case in CASES:
         run(f"compiled {case.name}", compiled, case, device, "aot_eager")
     if not small:
         for case in {case.operator: case for case in CASES}.values():
             run(f"inductor {case.name}", compiled, case, device, "inductor")
 
+
+def main() -> None:
+    words = arguments(__doc__)
+    records = confined("correctness", words, all_cases)
     kinds: dict[str, list[str]] = {}
     for name, record in records.cases.items():
         state = "skipped" if "skipped" in record else "failed" if "error" in record else "passed"
@@ -195,7 +200,7 @@ def main() -> None:
     for name, record in records.cases.items():
         if record.get("error", "not reached") != "not reached":
             print(f"FAILED {name}: {record['error'].splitlines()[0][:200]}")
-    records.save()
+            print("  " + "\n  ".join(record.get("blocking", {}).get("launches", [])[-2:]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,11 @@ Step = Callable[[], object]
 
 
 def graphed(step: Step, warmups: int = 4) -> Step:
-    """The replay of a CUDA graph of `step`, which must read and write the same tensors each time."""
+    """The replay of a CUDA graph of `step`, which must read and write the same tensors each time.
+
+    It holds `step`, for the graph does not hold the tensors that it reads: once freed, the next capture gives their
+    memory back to the device.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -21,13 +25,20 @@ def graphed(step: Step, warmups: int = 4) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay() -> Step:
+        graph.replay()
+        return step
+
+    return replay
 
 
 def in_turns(steps: Mapping[str, Step], device: str, rounds: int = 9, budget_ms: float = 40.0) -> dict[str, float]:
     """Milliseconds of each step: the median over rounds, in each of which all take a turn, in an order that turns
-    around from round to round. A turn repeats the step for about `budget_ms`.
+    around from round to round. A turn repeats the step for about `budget_ms`. On a CPU, which only rehearses: one turn.
     """
+    if device == "cpu":
+        return {name: _turn(step, 1, device) for name, step in steps.items()}
     repeats = {name: max(1, int(budget_ms / max(_turn(step, 2, device), 1e-3))) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds):

@@ -22,13 +22,13 @@ def network(operator: str, device: str, **knobs: object) -> nn.Module:
     return net.to(device, memory_format=torch.channels_last)
 
 
-def images(batch: int, device: str) -> Tensor:
-    return torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+def images(batch: int, device: str, side: int = 32) -> Tensor:
+    return torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
 
 
-def training_step(net: nn.Module, batch: int, device: str) -> Step:
+def training_step(net: nn.Module, batch: int, device: str, side: int = 32) -> Step:
     """One step of SGD with momentum under bfloat16 autocast, on one batch that stays on the device."""
-    x, labels = images(batch, device), torch.randint(10, (batch,), device=device)
+    x, labels = images(batch, device, side), torch.randint(10, (batch,), device=device)
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, fused=device == "cuda")
 
     def step() -> None:

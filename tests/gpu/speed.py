@@ -1,10 +1,10 @@
 """Stage 2: times of operators over those of the dense convolution in the same process, in bfloat16 and channels_last.
 
-First the single layers of VGG-16 on CIFAR-10, then its training step and its fused form, both as CUDA graphs; the
-dense convolutions with cuDNN's own choice by timing.
+The single layers of VGG-16 on CIFAR-10, its training step and its fused form, all as CUDA graphs; the dense
+convolutions with cuDNN's own choice by timing. In order of value.
 """
 
-import argparse
+import contextlib
 import functools
 import itertools
 import os
@@ -16,14 +16,21 @@ from typing import Any
 import torch
 from measure import Step, graphed, in_turns
 from networks import inference_step, layer, layer_steps, network, training_step
-from records import Records, arguments, table
+from records import Records, arguments, confined, described, spoils, table
 from torch import Tensor, nn
 
-from convrepro.ops import OPERATORS, hetconv_launch
+from convrepro.ops import OPERATORS, hetconv_launch, hetconv_tiles
+from convrepro.ops.hetconv_launch import Layer
+from convrepro.ops.hetconv_tiles import Tile
 
-LAYERS = [(64, 64, 32), (64, 128, 16), (128, 128, 16), (128, 256, 8), (256, 256, 8), (256, 512, 4), (512, 512, 4)]
+LAYERS = [(512, 512, 4), (256, 256, 8), (128, 128, 16), (64, 64, 32), (256, 512, 4), (128, 256, 8), (64, 128, 16)]
 LAYERS += [(512, 512, 2)]
 """Channels, filters, height and width."""
+FIRST = LAYERS[:4]
+"""Those that are timed before the networks."""
+LARGE = [(64, 64, 224), (64, 128, 112), (128, 128, 112), (128, 256, 56), (256, 256, 56), (256, 512, 28)]
+LARGE += [(512, 512, 28), (512, 512, 14)]
+"""The same of VGG-16 at 224 pixels."""
 PARTS = (4, 16)
 LEAST = (32, 64)
 """Channels of a merged block to try (`hetconv_launch.LEAST_BLOCK`)."""
@@ -41,10 +48,19 @@ def compare(makers: dict[str, Callable[[], Step]], device: str) -> dict[str, Any
         try:
             steps[name] = graphed(make()) if device == "cuda" else make()
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {error}"[:1000]
+            if spoils(error):
+                raise
+            failed[name] = described(error)["error"]
             print(f"  {name}: {failed[name][:200]}")
-    times = in_turns(steps, device, **({"rounds": 2, "budget_ms": 1.0} if device == "cpu" else {}))
+    times = in_turns(steps, device)
     return {"ms": times, "ratio": {name: time / times["dense"] for name, time in times.items()}, "failed": failed}
+
+
+def leasts(channels: int, filters: int, p: int) -> list[int]:
+    """Those of `LEAST` that merge blocks differently, but not all of them into one."""
+    words = (3, 3), (1, 1), (1, 1), (1, 1)
+    found = {Layer(channels, filters, p, *words).merged_blocks(least): least for least in reversed(LEAST)}
+    return [least for blocks, least in found.items() if blocks > 1]
 
 
 def time_layer(size: tuple[int, int, int], p: int, batch: int, device: str) -> dict[str, Any]:
@@ -56,28 +72,31 @@ def time_layer(size: tuple[int, int, int], p: int, batch: int, device: str) -> d
     built = {"dense": layer(*words), "plain": layer(*words, p)}
     record: dict[str, Any] = {"mac_ratio": mac_ratio(p), "kernels": {}}
     found: dict[str, dict[str, Step]] = {"forward": {}, "training": {}}
-    for name, module in built.items():
+
+    def add(name: str, module: nn.Module) -> None:
         for mode, step in layer_steps(module, x).items():
             found[mode][name] = graphed(step) if device == "cuda" else step
+
+    add("dense", built["dense"])
+    if device == "cpu" or (size in FIRST and p == PARTS[0]):  # cuDNN takes seconds to choose for grouped convolutions
+        add("plain", built["plain"])
     usual = hetconv_launch.LEAST_BLOCK
-    for least in LEAST if device == "cuda" else ():
-        if least > channels // 2:  # all blocks merged: a dense convolution
-            continue
+    for least in leasts(channels, filters, p) if device == "cuda" else ():
         hetconv_launch.LEAST_BLOCK = least
         try:
-            before = set(hetconv_launch.timed)
+            before = set(hetconv_tiles.timed)
             module = layer(*words, p, "triton")
             module.load_state_dict(built["plain"].state_dict())
-            for mode, step in layer_steps(module, x).items():
-                found[mode][f"triton-{least}"] = graphed(step)
-            record[f"difference {least}"] = difference(module, built["plain"], x)
+            add(f"triton-{least}", module)
+            if "plain" in found["forward"]:
+                record[f"difference {least}"] = difference(module, built["plain"], x)
         finally:
             hetconv_launch.LEAST_BLOCK = usual
-        for kind in set(hetconv_launch.timed) - before:
-            times = hetconv_launch.timed[kind]
+        for kind in set(hetconv_tiles.timed) - before:
+            times = hetconv_tiles.timed[kind]
             record["kernels"][f"{least} {kind}"] = {str(tuple(tile)): time for tile, time in times.items()}
     for mode, steps in found.items():
-        times = in_turns(steps, device, rounds=5, budget_ms=15.0 if device == "cuda" else 1.0)
+        times = in_turns(steps, device, rounds=5, budget_ms=10.0)
         record[mode] = {"ms": times, "ratio": {name: time / times["dense"] for name, time in times.items()}}
     return record
 
@@ -103,12 +122,16 @@ def variants(device: str) -> dict[str, tuple[str, dict[str, object]]]:
     return {"dense": ("standard", {}), **found}
 
 
-def time_training(batch: int, device: str, compiled: bool) -> dict[str, Any]:
+def time_training(batch: int, side: int, compiled: bool, device: str) -> dict[str, Any]:
     def make(operator: str, knobs: dict[str, object]) -> Step:
         net = network(operator, device, **knobs)
-        return training_step(torch.compile(net) if compiled else net, batch, device)
+        return training_step(torch.compile(net) if compiled else net, batch, device, side)
 
-    given = {name: words for name, words in variants(device).items() if not (compiled and name.startswith("plain"))}
+    given = variants(device)
+    if compiled:
+        given = {name: words for name, words in given.items() if not name.startswith("plain")}
+    if side > 32:
+        given = {name: given[name] for name in ("dense", "triton p=4")}
     return compare({name: functools.partial(make, *words) for name, words in given.items()}, device)
 
 
@@ -149,26 +172,43 @@ def profile(name: str, batch: int, device: str) -> dict[str, Any]:
     return {"total_us": total, "kernels": kernels[:40]}
 
 
-def warm(processes: int) -> dict[str, Any]:
-    """Compile the kernels of all layers in several processes, which share Triton's cache; their timings are dropped."""
-    command = [sys.executable, __file__, "--warm"]
+def warm(large: bool, seconds: float) -> dict[str, Any]:
+    """Compile the kernels of all layers in several processes, which share Triton's cache."""
+    processes = max(1, min(15, (os.cpu_count() or 1) - 1))
+    command = [sys.executable, __file__, "--warm", "large" if large else "small"]
     parts = [subprocess.Popen([*command, f"{i}/{processes}"]) for i in range(processes)]
     try:
-        return {"status": [part.wait(timeout=100) for part in parts]}
+        return {"status": [part.wait(timeout=seconds) for part in parts]}
     finally:
         for part in parts:
             part.kill()
 
 
-def warm_part(i: int, of: int) -> None:
-    work = {}
-    for channels, filters, side in LAYERS:
-        for p, least in itertools.product(PARTS, (n for n in LEAST if 2 * n <= channels)):
-            merged = max(1, min(least, channels) * p // channels)
-            work.setdefault((channels * merged // p, filters * merged // p, side), (channels, filters, p, least))
-    for (_, _, side), (channels, filters, p, least) in list(work.items())[i::of]:
+def run_third(third: int, run: Callable[[Tile], None], tiles: list[Tile], kind: object) -> None:
+    """Each third tile, but for those that are too large or a library's."""
+    from triton.runtime.errors import OutOfResources
+
+    for tile in tiles[third::3]:
+        if tile.library != "dense":
+            with contextlib.suppress(OutOfResources):
+                run(tile)
+
+
+def warm_part(large: bool, i: int, of: int) -> None:
+    """Part i of the work: the tiles of each kind of launch, run once."""
+    words = (3, 3), (1, 1), (1, 1), (1, 1)
+    work: dict[object, tuple[int, ...]] = {}
+    for (channels, filters, side), p in itertools.product(LARGE if large else LAYERS, PARTS[:1] if large else PARTS):
+        for least in (LEAST[0],) if large else leasts(channels, filters, p):
+            kind = Layer(channels, filters, p, *words)
+            blocks, block = kind.merged_blocks(least), kind.block(least)
+            tiles = hetconv_tiles.gemm_tiles(blocks, *block, 2), hetconv_tiles.gradient_tiles(kind.block, True, 2)
+            work.setdefault((str(tiles), block, side), (channels, filters, side, p, least))
+    for (channels, filters, side, p, least), third in list(itertools.product(work.values(), range(3)))[i::of]:
+        hetconv_launch.fastest = functools.partial(run_third, third)
         hetconv_launch.LEAST_BLOCK = least
-        x = torch.randn(256, side, side, channels, device="cuda", dtype=torch.bfloat16).movedim(-1, 1)
+        batch = 16 if large else 256
+        x = torch.randn(batch, side, side, channels, device="cuda", dtype=torch.bfloat16).movedim(-1, 1)
         layer_steps(layer(channels, filters, "cuda", p, "triton"), x)["training"]()
 
 
@@ -177,13 +217,15 @@ def report(records: Records) -> None:
     rows = []
     for name, record in records.cases.items():
         if name.startswith("layer ") and "forward" in record:
+            differences = {word: value for word, value in record.items() if word.startswith("difference")}
+            if differences:
+                print(name, {word: [f"{one:.1e}" for one in value] for word, value in differences.items()})
             for mode in ("forward", "training"):
                 ratios, ms = record[mode]["ratio"], record[mode]["ms"]
                 best = min((n for n in ratios if n.startswith("triton")), key=ratios.get, default=None)
-                if "difference 32" in record and mode == "forward":
-                    print(name, {k: [f"{d:.1e}" for d in v] for k, v in record.items() if k.startswith("difference")})
-                cells = [f"{record['mac_ratio']:.3f}", f"{ms['dense'] * 1e3:.1f}", f"{ratios['plain']:.3f}"]
-                cells += [f"{ratios[n]:.3f}" if n in ratios else "-" for n in (f"triton-{least}" for least in LEAST)]
+                cells = [f"{record['mac_ratio']:.3f}", f"{ms['dense'] * 1e3:.1f}"]
+                columns = ("plain", *(f"triton-{least}" for least in LEAST))
+                cells += [f"{ratios[n]:.3f}" if n in ratios else "-" for n in columns]
                 realised = f"{100 * record['mac_ratio'] / ratios[best]:.0f} %" if best else "-"
                 rows.append((name[6:], mode, *cells, realised))
     head = ("layer", "mode", "MACs", "dense us", "plain", *(f"triton-{least}" for least in LEAST), "realised")
@@ -192,38 +234,53 @@ def report(records: Records) -> None:
     for name, record in records.cases.items():
         for what, ratio in record.get("ratio", {}).items():
             rows.append((name, what, f"{record['ms'][what]:.3f}", f"{ratio:.3f}"))
-    table("VGG-16, CIFAR-10: time / dense", ("step", "network", "ms", "ratio"), rows)
+    table("VGG-16: time / dense", ("step", "network", "ms", "ratio"), rows)
+    for name, record in records.cases.items():
+        if record.get("error", "not reached") != "not reached":
+            print(f"FAILED {name}: {record['error'].splitlines()[0][:200]}")
+            print("  " + "\n  ".join(record.get("blocking", {}).get("launches", [])[-2:]))
 
 
-def main() -> None:
+def all_cases(records: Records) -> None:
+    """In order of value."""
     torch.backends.cudnn.benchmark = True
-    if "--warm" in sys.argv:
-        warm_part(*map(int, sys.argv[-1].split("/")))
-        return
-    words: argparse.Namespace = arguments(__doc__)
-    records, device = Records("speed", words), words.device
+    device = records.words.device
     small = device == "cpu"
     batch = 2 if small else 256
 
     def run(name: str, timing: Callable[..., dict[str, Any]], *given: Any) -> None:
         records.run(name, functools.partial(timing, *given, device))
 
-    if not small:
-        records.run("compile", functools.partial(warm, min(14, os.cpu_count() or 1)))
-    for size in [(16, 16, 4)] if small else LAYERS:
-        for p in PARTS:
+    def layers(sizes: list[tuple[int, int, int]]) -> None:
+        for size, p in itertools.product(sizes, PARTS):
             run(f"layer {size} p={p}", time_layer, size, p, batch)
-    records.run("training", lambda: time_training(batch, device, False))
-    for images in (batch, 1):
-        run(f"inference {images}", time_inference, images)
+
     if not small:
-        for name in ("dense", "triton p=4", "triton p=16"):
+        records.run("compile", functools.partial(warm, False, 90.0))
+    layers([(16, 16, 4)] if small else FIRST)
+    run("training", time_training, batch, 32, False)
+    run(f"inference {batch}", time_inference, batch)
+    if not small:
+        for name in ("triton p=4", "dense", "triton p=16"):
             run(f"profile {name}", profile, name, batch)
-        records.run("training, compiled", lambda: time_training(batch, device, True))
+    layers([] if small else LAYERS[len(FIRST) :])
+    run("inference 1", time_inference, 1)
+    if not small:
+        run("training, compiled", time_training, batch, 32, True)
+        records.run("compile 224", functools.partial(warm, True, 60.0))
+        run("training 224", time_training, 64, 224, False)
     for operator in OPERATORS:
         if operator not in ("standard", "hetconv"):
             run(f"training {operator}", time_operator, operator, batch)
-    report(records)
+
+
+def main() -> None:
+    if "--warm" in sys.argv:
+        torch.backends.cudnn.benchmark = False
+        warm_part(sys.argv[-2] == "large", *map(int, sys.argv[-1].split("/")))
+        return
+    words = arguments(__doc__)
+    report(confined("speed", words, all_cases))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,19 @@
 `test_hetconv_triton.py` runs this file in a process of its own, for Triton reads TRITON_INTERPRET when it is imported.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from triton.runtime import interpreter
 
-from convrepro.ops import HetConv2d, hetconv_launch, hetconv_triton
-from convrepro.ops.hetconv_launch import Layer, Tile
+from convrepro.ops import HetConv2d, hetconv_launch, hetconv_tiles, hetconv_triton
+from convrepro.ops.hetconv_launch import Layer
+from convrepro.ops.hetconv_tiles import Tile
 
 WORDS = [
     {"padding": 1},
@@ -76,19 +82,87 @@ def test_narrow_blocks_are_padded_or_merged(
     check(HetConv2d(channels, filters, 3, padding=1, p=p, form="triton"), height=3, width=5)
 
 
-@pytest.mark.parametrize(("cached", "shared"), [(True, 1), (False, 4)])
-def test_every_kind_of_tile_gives_the_same(cached: bool, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    tile = Tile(16, 16, 16, cached=cached, shared=shared)
-    monkeypatch.setattr(hetconv_launch, "LEAST_BLOCK", 16)
-    monkeypatch.setattr(hetconv_launch, "_gemm_tiles", lambda *_: [tile])
-    monkeypatch.setattr(hetconv_launch, "_gradient_tiles", lambda *_: [tile])
-    check(HetConv2d(20, 36, 3, padding=1, p=2, form="triton"), height=2, width=3)
+@pytest.mark.parametrize(
+    "tile",
+    [
+        Tile(joined=2, shared=3, least=8),
+        Tile(joined=1, shared=4, least=16, library="centre"),
+        Tile(joined=4, library="dense"),
+    ],
+    ids=str,
+)
+def test_every_kind_of_tile_gives_the_same(tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hetconv_launch, "LEAST_BLOCK", 8)
+    monkeypatch.setattr(hetconv_launch, "fastest", lambda run, tiles, kind: run(tile))
+    check(HetConv2d(40, 48, 3, padding=1, p=4, form="triton"), height=2, width=3)
+    check(HetConv2d(32, 32, 1, p=4, form="triton"), height=2, width=3)
 
 
 def test_the_weight_gradient_adds_up_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hetconv_launch, "_multiprocessors", lambda _: 8)
-    monkeypatch.setattr(hetconv_launch, "_gradient_tiles", lambda *_: [Tile(16, 16, 16)])
+    monkeypatch.setattr(hetconv_launch, "fastest", lambda run, tiles, kind: run(Tile()))
     check(HetConv2d(8, 8, 3, padding=1, p=2, form="triton"), height=9, width=11)
+
+
+class Bounded:
+    """Stands for the module of kernels; each address that a launch reads or writes must lie in one of its tensors."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.spans: list[tuple[int, int]] = []
+        self.accesses = 0
+        self.kernels = hetconv_launch._kernels()
+        for name, mask in (("create_masked_load", 0), ("create_masked_store", 1)):
+            monkeypatch.setattr(interpreter.InterpreterBuilder, name, self.checked(name, mask))
+        monkeypatch.setattr(hetconv_launch, "_kernels", lambda: self)
+
+    def checked(self, name: str, mask: int) -> Callable[..., Any]:
+        original = getattr(interpreter.InterpreterBuilder, name)
+
+        def access(builder: object, pointers: Any, *words: Any) -> Any:
+            addresses = pointers.data[words[mask].data.astype(bool)]
+            within = [(addresses >= first) & (addresses < last) for first, last in self.spans]
+            assert np.logical_or.reduce(within).all(), name
+            self.accesses += addresses.size
+            return original(builder, pointers, *words)
+
+        return access
+
+    def __getattr__(self, kernel: str) -> Any:
+        def launch(grid: tuple[int, ...]) -> Callable[..., None]:
+            def run(*words: Any, **named: Any) -> None:
+                tensors = [word for word in words if isinstance(word, Tensor)]
+                self.spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors]
+                getattr(self.kernels, kernel)[grid](*words, **named)
+
+            return run
+
+        return type("Grid", (), {"__getitem__": lambda _, grid: launch(grid)})()
+
+
+@pytest.mark.parametrize(("channels", "p"), [(64, 16), (48, 4)])
+def test_no_tile_reads_or_writes_outside_of_its_tensors(channels: int, p: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tile that the timing on a GPU may choose, for merged blocks and more rows than positions."""
+    bounded = Bounded(monkeypatch)
+    tried: set[Tile] = set()
+
+    def every(run: Callable[[Tile], None], tiles: list[Tile], kind: tuple[Any, ...]) -> None:
+        layer = Layer(channels, 64, p, (3, 3), (1, 1), (1, 1), (1, 1))
+        with monkeypatch.context() as context:
+            context.setattr(hetconv_tiles, "interpreted", lambda: False)
+            block = layer.block(hetconv_launch.LEAST_BLOCK)
+            if kind[0] == "weights":
+                chosen = hetconv_tiles.gradient_tiles(layer.block, True, 2)
+            else:
+                chosen = hetconv_tiles.gemm_tiles(layer.merged_blocks(), *block, 2)
+        for tile in {tile._replace(warps=0, stages=0): tile for tile in chosen}.values():
+            run(tile)
+            tried.add(tile)
+
+    monkeypatch.setattr(hetconv_launch, "fastest", every)
+    x = torch.randn(1, channels, 3, 5, requires_grad=True)
+    HetConv2d(channels, 64, 3, padding=1, p=p, form="triton")(x).sum().backward()
+    assert len(tried) > 8
+    assert bounded.accesses > 1e5
 
 
 def test_half_precision_accumulates_in_float32() -> None:

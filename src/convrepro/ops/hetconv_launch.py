@@ -1,14 +1,13 @@
-"""Launches the kernels of `hetconv_kernels`: one function for each thing that they compute, tiles chosen by timing."""
+"""Launches the kernels of `hetconv_kernels`: one function for each thing that they compute."""
 
-import itertools
-import os
-from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from convrepro.ops.hetconv_tiles import Tile, fastest, gemm_tiles, gradient_tiles, width
 
 LEAST_BLOCK = 32
 """Channels and filters that a merged block has at least, as far as the layer has them."""
@@ -25,11 +24,21 @@ class Layer(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
-    def merged_blocks(self) -> int:
-        """The number of blocks after merging neighbours until each has `LEAST_BLOCK` channels and filters."""
+    def merged_blocks(self, least: int | None = None) -> int:
+        """The number of blocks after merging neighbours until each has `least` channels and filters (`LEAST_BLOCK`)."""
+        least = LEAST_BLOCK if least is None else least
         narrow = min(self.channels, self.filters) // self.blocks
-        fitting = (q for q in range(1, self.blocks + 1) if self.blocks % q == 0 and q * narrow >= LEAST_BLOCK)
+        fitting = (q for q in range(1, self.blocks + 1) if self.blocks % q == 0 and q * narrow >= least)
         return self.blocks // min([*fitting, self.blocks])
+
+    def block(self, least: int) -> tuple[int, int]:
+        """Channels and filters of a merged block."""
+        return self.channels // self.merged_blocks(least), self.filters // self.merged_blocks(least)
+
+    def stays(self) -> bool:
+        """Whether the centres of the windows are the input as it is."""
+        words = zip(self.kernel_size, self.padding, self.dilation, strict=True)
+        return self.stride == (1, 1) and all(p == d * (k // 2) for k, p, d in words)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         words = zip((height, width), self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
@@ -49,28 +58,6 @@ class Layer(NamedTuple):
         mirrored = {word: -taps[word] for word in ("FIRST_H", "FIRST_W", "STEP_H", "STEP_W")}
         strides = {"STRIDE_H": 1, "STRIDE_W": 1, "DIVISOR_H": self.stride[0], "DIVISOR_W": self.stride[1]}
         return taps | mirrored | strides
-
-
-class Tile(NamedTuple):
-    """How a kernel divides its work: what one program computes, and how many warps and pipeline stages it has.
-
-    cached: whether reads of the input go through the L1 cache, in pieces of 4 entries; else past it, in pieces of 8.
-    shared: tiles of one program that share a tile of the gradient; waves: programs for each multiprocessor.
-    """
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int = 4
-    stages: int = 4
-    cached: bool = False
-    shared: int = 1
-    waves: int = 4
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def forward(x: Tensor, packed: Tensor, bias: Tensor | None, layer: Layer, *, relu: bool = False) -> Tensor:
@@ -94,26 +81,40 @@ def input_gradient(grad: Tensor, packed: Tensor, layer: Layer, size: tuple[int, 
 def weight_gradient(grad: Tensor, x: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
     """Kernels `weight_gradient` and `sum_splits`: the entries of weight_kxk's gradient, then those of weight_1x1's.
 
-    grad (B, N, H', W'), x (B, M, H, W). MACs: as `forward`.
+    grad (B, N, H', W'), x (B, M, H, W). MACs: as `forward`; a tile may leave a part to a library's kernel.
     """
-    kernels = _kernels()
     x, grad = _rows(x), _rows(grad)
-    blocks = layer.merged_blocks()
-    block_in, block_out = layer.channels // blocks, layer.filters // blocks
-    rows = layer.channels + (len_others := layer.kernel_size[0] * layer.kernel_size[1] - 1) * block_in
-    pixels = grad.shape[:3].numel()
-    index = _index(*layer[:4], blocks, x.device).entries
-    out = torch.zeros(len(index), dtype=dtype, device=x.device)
-    if not pixels:
-        return out
+    size = layer.filters * layer.channels // layer.blocks
+    size = size * layer.kernel_size[0] * layer.kernel_size[1] + size * (layer.blocks - 1)
+    out = torch.zeros(size, dtype=dtype, device=x.device)
 
     def run(tile: Tile) -> None:
-        steps = -(-layer.channels // tile.rows) + len_others * -(-block_in // tile.rows)
-        tiles = -(-steps // tile.shared) * blocks * -(-block_out // tile.columns)
-        splits = max(1, min(tile.waves * _multiprocessors(x.device) // tiles, pixels // (4 * tile.depth)))
-        per_split = -(-pixels // (splits * tile.depth)) * tile.depth
-        splits = -(-pixels // per_split)
-        partial = torch.empty(splits, blocks, rows, block_out, dtype=torch.float32, device=x.device)
+        if tile.library == "dense":
+            _dense_weight_gradient(grad, x, layer, out)
+        else:
+            _weight_gradient(grad, x, layer, out, tile)
+
+    if grad.numel():
+        tiles = gradient_tiles(layer.block, layer.stays(), x.element_size())
+        fastest(run, tiles, ("weights", layer, *x.shape, x.dtype))
+    return out
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, layer: Layer, out: Tensor, tile: Tile) -> None:
+    kernels = _kernels()
+    blocks, (block_in, block_out) = layer.merged_blocks(tile.least), layer.block(tile.least)
+    others, pixels = layer.kernel_size[0] * layer.kernel_size[1] - 1, grad.shape[:3].numel()
+    rows = layer.channels + others * block_in
+    centre = None
+    if tile.library == "centre":
+        centre = torch.mm(x.view(pixels, -1).T, grad.view(pixels, -1))
+    steps = (0 if tile.library == "centre" else -(-layer.channels // tile.rows)) + others * -(-block_in // tile.rows)
+    tiles = -(-steps // tile.shared) * blocks * -(-block_out // tile.columns)
+    splits = max(1, min(tile.waves * _multiprocessors(x.device) // max(1, tiles), pixels // (4 * tile.depth)))
+    per_split = -(-pixels // (splits * tile.depth)) * tile.depth
+    splits = -(-pixels // per_split)
+    partial = torch.empty(splits, blocks, rows, block_out, dtype=torch.float32, device=x.device)
+    if tiles:
         kernels.weight_gradient[tiles, splits](
             x,
             grad,
@@ -126,7 +127,8 @@ def weight_gradient(grad: Tensor, x: Tensor, layer: Layer, dtype: torch.dtype) -
             block_out,
             *grad.shape[1:3],
             **layer.taps(),
-            VECTOR=_vector(tile, tile.rows, layer.channels, block_in),
+            WITH_CENTRE=centre is None,
+            VECTOR=_vector((tile.rows, layer.channels), (tile.rows, block_in)),
             PRECISION=_precision(x.dtype),
             ROWS=tile.rows,
             COLUMNS=tile.columns,
@@ -135,11 +137,21 @@ def weight_gradient(grad: Tensor, x: Tensor, layer: Layer, dtype: torch.dtype) -
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
-        words = partial, index, out, len(index), partial[0].numel(), splits
-        kernels.sum_splits[(-(-len(index) // 256),)](*words, SIZE=256, num_warps=4)
+    index = _index(*layer[:4], blocks, x.device).entries
+    words = len(out), splits, layer.channels, layer.filters, rows, block_out
+    kernels.sum_splits[(-(-len(out) // 256),)](partial, centre, index, out, *words, SIZE=256, num_warps=4)
 
-    _fastest(run, _gradient_tiles(block_in, block_out, x.element_size()), ("weights", layer, blocks, *x.shape, x.dtype))
-    return out
+
+def _dense_weight_gradient(grad: Tensor, x: Tensor, layer: Layer, out: Tensor) -> None:
+    """By the library's dense convolution: 9 instead of 1 + 8/G MACs for a 3x3 window, in one well tuned kernel."""
+    weight = x.new_empty(layer.filters, *layer.kernel_size, layer.channels).movedim(-1, 1)
+    words = None, layer.stride, layer.padding, layer.dilation, False, (0, 0), 1, (False, True, False)
+    images = grad.movedim(-1, 1), x.movedim(-1, 1)
+    dense = torch.ops.aten.convolution_backward(*images, weight, *words)[1].movedim(1, -1).contiguous()
+    index = _index(*layer[:4], layer.blocks, x.device).dense
+    _kernels().gather_weights[(-(-len(out) // 512),)](
+        dense, None, index, out, dense.numel(), len(out), SIZE=512, num_warps=4
+    )
 
 
 def pack(
@@ -161,11 +173,14 @@ def pack(
 
 
 class _Index(NamedTuple):
-    """The place of each packed entry among those of weight_kxk, then of weight_1x1 (-1: a zero); and the reverse."""
+    """The place of each packed entry among those of weight_kxk, then of weight_1x1 (-1: a zero); the reverse; and the
+    place of each of those among the dense weight's in channels_last.
+    """
 
     packed: Tensor
     transposed: Tensor
     entries: Tensor
+    dense: Tensor
 
 
 @cache
@@ -189,11 +204,14 @@ def _index(
         around = torch.cat((kernels[..., :centre], kernels[..., centre + 1 :]), dim=-1)
         return torch.cat((centres, around.permute(0, 3, 2, 1).flatten(1, 2)), dim=1).int().contiguous()
 
+    def reverse(places: Tensor) -> Tensor:
+        entries = torch.empty(int(places.max()) + 1, dtype=torch.int32)
+        entries[places[places >= 0].long()] = torch.nonzero(places >= 0)[:, 0].int()
+        return entries
+
     forward, backward = packed(dense), packed(dense.transpose(0, 1))
-    places = forward.flatten()
-    entries = torch.empty(int(places.max()) + 1, dtype=torch.int32)
-    entries[places[places >= 0].long()] = torch.nonzero(places >= 0)[:, 0].int()
-    return _Index(forward.to(device), backward.to(device), entries.to(device))
+    tables = forward, backward, reverse(forward.flatten()), reverse(dense.transpose(1, 2).flatten())
+    return _Index(*(table.to(device) for table in tables))
 
 
 def _gather_gemm(
@@ -213,7 +231,8 @@ def _gather_gemm(
     pixels = y.shape[:3].numel()
 
     def run(tile: Tile) -> None:
-        kernels.gather_gemm[(-(-pixels // tile.rows) * blocks * -(-block_out // tile.columns),)](
+        centre_depth = width(x.shape[3], 128 // x.element_size())
+        kernels.gather_gemm[(-(-pixels // tile.rows) * (blocks // tile.joined) * -(-block_out // tile.columns),)](
             x,
             packed,
             bias,
@@ -226,19 +245,22 @@ def _gather_gemm(
             block_in,
             block_out,
             **taps,
-            VECTOR=_vector(tile, tile.depth, x.shape[3], block_in),
+            VECTOR=_vector((centre_depth, x.shape[3]), (tile.depth, block_in)),
             RELU=relu,
             PRECISION=_precision(x.dtype),
             ROWS=tile.rows,
             COLUMNS=tile.columns,
             DEPTH=tile.depth,
+            CENTRE_DEPTH=centre_depth,
+            JOINED=tile.joined,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            maxnreg=tile.registers(),
         )
 
     if pixels:
         kind = "positions", *x.shape, *y.shape, blocks, tuple(taps.values()), x.dtype
-        _fastest(run, _gemm_tiles(block_in, block_out, x.element_size()), kind)
+        fastest(run, gemm_tiles(blocks, block_in, block_out, x.element_size()), kind)
     return y.movedim(-1, 1)
 
 
@@ -263,60 +285,8 @@ def _precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32 else "tf32"
 
 
-def _vector(tile: Tile, step: int, channels: int, block: int) -> int:
-    if channels % step == block % step == 0:
-        return 4 if tile.cached else 0
-    return next(vector for vector in (8, 4, 2, 1) if channels % vector == block % vector == 0)
-
-
-def _width(size: int, most: int) -> int:
-    """The least power of two from 16 on that holds `size`, at most `most`."""
-    return min(max(16, 1 << (size - 1).bit_length()), most)
-
-
-def _gemm_tiles(block_in: int, block_out: int, entry_bytes: int) -> list[Tile]:
-    """Tiles for `gather_gemm`, the most likely first."""
-    columns, depth = _width(block_out, 128), _width(block_in, 128 // entry_bytes)
-    if interpreted():
-        return [Tile(128, columns, depth)]
-    warps = 8 if columns == 128 else 4
-    shapes = [(128, warps, 4), (64, 4, 4), (256, 8, 3)]
-    return [Tile(rows, columns, depth, *words, cached) for rows, *words in shapes for cached in (False, True)]
-
-
-def _gradient_tiles(block_in: int, block_out: int, entry_bytes: int) -> list[Tile]:
-    """Tiles for `weight_gradient`, the most likely first."""
-    rows, columns, depth = _width(block_in, 64), _width(block_out, 128), 128 // entry_bytes
-    if interpreted():
-        return [Tile(rows, columns, 128, shared=4)]
-    warps = 8 if columns == 128 else 4
-    shapes = itertools.product((4, 2, 1), (4, 2))
-    tiles = [Tile(rows, columns, depth, warps, 3, shared=shared, waves=waves) for shared, waves in shapes]
-    return [*tiles, Tile(_width(block_in, 128), columns, depth, 8, 3)]
-
-
-timed: dict[tuple, dict[Tile, float]] = {}
-"""Milliseconds by tile, the fastest first, for each kind of launch that was timed."""
-
-
-def _fastest(run: Callable[[Tile], None], tiles: list[Tile], kind: tuple) -> None:
-    """Run with the tile that is the fastest for this kind of launch.
-
-    They are timed the first time, where cuDNN would time, too, and no graph is being captured; else it is the first.
-    """
-    timing = torch.backends.cudnn.benchmark and not interpreted() and not torch.cuda.is_current_stream_capturing()
-    if kind not in timed and timing:
-        times = {tile: time for tile in tiles if (time := _time(run, tile)) is not None}
-        timed[kind] = {tile: times[tile] for tile in sorted(times, key=times.get)}
-    run(next(iter(timed.get(kind, tiles))))
-
-
-def _time(run: Callable[[Tile], None], tile: Tile) -> float | None:
-    """Milliseconds; None for a tile that is beyond the device's shared memory."""
-    from triton.runtime.errors import OutOfResources
-    from triton.testing import do_bench
-
-    try:
-        return do_bench(lambda: run(tile), warmup=2, rep=10, return_mode="median")
-    except OutOfResources:
-        return None
+def _vector(*steps: tuple[int, int]) -> int:
+    """0 where each step divides its size; else the largest number of entries, at most 8, that divides all sizes."""
+    if all(size % step == 0 for step, size in steps):
+        return 0
+    return next(vector for vector in (8, 4, 2, 1) if all(size % vector == 0 for _, size in steps))

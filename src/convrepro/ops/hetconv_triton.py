@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from convrepro.ops import hetconv_launch as launch
-from convrepro.ops.hetconv_launch import Layer, interpreted
+from convrepro.ops.hetconv_launch import Layer
+from convrepro.ops.hetconv_tiles import interpreted
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
