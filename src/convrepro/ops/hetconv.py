@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convrepro.ops import hetconv_triton
 from convrepro.ops.base import ConvOperator, Pair, conv_arguments, divisors, scaled
 from convrepro.ops.deployed import KxkPlus1x1, conv, geometry, shuffle_layers
 from convrepro.ops.igc import channel_shuffle, shuffle
@@ -13,7 +14,7 @@ from convrepro.ops.init import init_bias_, init_weight_
 from convrepro.ops.kxk_plus_1x1 import fits, kxk_plus_1x1, packed
 
 ARRANGEMENTS = ("contiguous", "shifted")
-FORMS = ("auto", "plain", "fused")
+FORMS = ("auto", "plain", "fused", "triton")
 
 
 class HetConv2d(ConvOperator):
@@ -35,7 +36,8 @@ class HetConv2d(ConvOperator):
             is the same up to a fixed permutation of channels and filters, and saves permuting the activations: the
             g-th block of filters has its KxK kernels on the g-th block of channels.
         form: how it is computed, to the same result. "plain" adds two convolutions, everywhere. "fused" adds the
-            second one in place (`ops.kxk_plus_1x1`), on a CPU in channels_last. "auto" takes "fused" where it can.
+            second one in place (`ops.kxk_plus_1x1`), on a CPU in channels_last. "triton" is one kernel
+            (`ops.hetconv_triton`), on a GPU. "auto" takes "fused" where it can.
 
     Only the non-zero weights are parameters. They are stored block by block, in both arrangements alike: row r of
     `weight_kxk` (rows, M/G, K, K), with G = min(P, M), belongs to block r // (N/P); `weight_1x1` (rows, M - M/G) holds
@@ -43,7 +45,7 @@ class HetConv2d(ConvOperator):
     the filters without a KxK kernel. A parameter that would be empty is None. `bias` (N,) follows the output channels.
 
     Raises ValueError for groups other than 1, an even kernel size, an unfit p, an unknown arrangement or form; and in
-    `forward` where "fused" was asked for and cannot be.
+    `forward` where "fused" or "triton" was asked for and cannot be.
     """
 
     def __init__(
@@ -151,6 +153,8 @@ class HetConv2d(ConvOperator):
         x, padding = self._padded(x)
         if self.parts == 1:
             return F.conv2d(x, self.weight_kxk, self.bias, self.stride, padding, self.dilation)
+        if self.form == "triton":
+            return self._forward_triton(x, padding)
         if self._fused(x):
             return self._forward_fused(x, padding)
         kxk = self._kxk(x, padding)
@@ -187,6 +191,18 @@ class HetConv2d(ConvOperator):
             )
         )
 
+    def _forward_triton(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        if self.weight_pointwise is not None or not hetconv_triton.fits(x):
+            raise ValueError(
+                f"form='triton' needs Triton, a GPU, float32, float16 or bfloat16, and p not above "
+                f"in_channels={self.in_channels}; got {x.dtype} on {x.device}, p={self.p}; valid here: auto, plain"
+            )
+        words = self.stride, padding, self.dilation, self.blocks
+        bias = None if self.bias is None else self._by_part(self.bias)
+        images = self._in_block_order(x if x.ndim == 4 else x[None])
+        y = self._in_output_order(hetconv_triton.hetconv(images, self.weight_kxk, self.weight_1x1, bias, *words))
+        return y if x.ndim == 4 else y[0]
+
     def forward_exact(self, x: Tensor) -> Tensor:
         """As `forward`, without the multiplications by structural zeros: the 1x1 kernels act on gathered channels."""
         x, padding = self._padded(x)
@@ -209,6 +225,9 @@ class HetConv2d(ConvOperator):
         """
         if self.parts == 1:
             return conv(self.weight_kxk, self.bias, **geometry(self))
+        able = self.weight_pointwise is None and self.padding_mode == "zeros"
+        if self.form == "triton" and able and hetconv_triton.fits(self.weight_kxk):
+            return self._deployed_triton()
         weight, groups = packed(self.weight_kxk, self.blocks)
         mixing = self._pointwise_by_block().flatten(2, 3).flatten(0, 1)[..., None, None]
         words = zip(self.padding, self.dilation, self.kernel_size, strict=True)
@@ -221,6 +240,15 @@ class HetConv2d(ConvOperator):
         if self.arrangement == "contiguous":
             return layer
         return nn.Sequential(*shuffle_layers(self.in_channels // self.blocks), layer, *shuffle_layers(self.parts))
+
+    def _deployed_triton(self) -> nn.Module:
+        words = self.kernel_size, self.stride, self.padding, self.dilation
+        layer = hetconv_triton.Layer(self.in_channels, self.out_channels, self.blocks, *words)
+        bias = None if self.bias is None else self._by_part(self.bias)
+        packed = hetconv_triton.PackedHetConv(layer, self.weight_kxk, self.weight_1x1, bias)
+        if self.arrangement == "contiguous":
+            return packed
+        return nn.Sequential(*shuffle_layers(self.in_channels // self.blocks), packed, *shuffle_layers(self.parts))
 
     def _scale_(self, scale: Tensor) -> bool:
         scale = self._by_part(scale)
