@@ -19,7 +19,7 @@ from launches import watched
 
 SPOILED = 86
 """The exit status of a child that a CUDA error has ended."""
-GRACE = 45.0
+GRACE = 30.0
 """Seconds after the deadline that a case may still take."""
 
 
@@ -110,9 +110,7 @@ def confined(stage: str, words: argparse.Namespace, work: Callable[[Records], No
         records = Records(stage, words)
         name = records.content.get("running")
         if status not in (0, SPOILED) and name is not None:
-            records.keep(
-                name, {"error": f"its process ended with status {status}, killed where it was beyond the time"}
-            )
+            records.keep(name, {"error": f"its process ended with status {status} (-9: killed, its time was up)"})
         if status == 0 or records.left() < 0 or (status != SPOILED and name is None):
             return records
         if status == SPOILED:
@@ -120,22 +118,24 @@ def confined(stage: str, words: argparse.Namespace, work: Callable[[Records], No
 
 
 def _child(stage: str, words: argparse.Namespace, work: Callable[[Records], None], again: str | None) -> int | None:
-    def run() -> None:
-        if again is not None:
-            os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
-        records = Records(stage, words)
-        records.again = again
-        records.content["environment"] = environment(words.device)
-        work(records)
-        records.save()
-
-    child = multiprocessing.get_context("fork").Process(target=run)
+    """The exit status of a fresh process that runs `work`, or only the case `again`."""
+    child = multiprocessing.get_context("spawn").Process(target=_run, args=(stage, words, work, again))
     child.start()
     child.join(max(5.0, words.begun + words.seconds - time.time()) + GRACE)
     if child.is_alive():
         child.kill()
         child.join()
     return child.exitcode
+
+
+def _run(stage: str, words: argparse.Namespace, work: Callable[[Records], None], again: str | None) -> None:
+    if again is not None:
+        os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
+    records = Records(stage, words)
+    records.again = again
+    records.content["environment"] = environment(words.device)
+    work(records)
+    records.save()
 
 
 def spoils(error: BaseException) -> bool:

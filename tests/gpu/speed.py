@@ -115,31 +115,28 @@ def difference(module: nn.Module, plain: nn.Module, x: Tensor) -> list[float]:
     return [((a.float() - b.float()).norm() / b.float().norm()).item() for a, b in pairs]
 
 
-def variants(device: str) -> dict[str, tuple[str, dict[str, object]]]:
+def variants(*forms: str) -> dict[str, tuple[str, dict[str, object]]]:
     """HetConv's networks by name: operator and knobs."""
-    forms = ("plain", "triton") if device == "cuda" else ("plain",)
     found = {f"{form} p={p}": ("hetconv", {"p": p, "form": form}) for p in PARTS for form in forms}
     return {"dense": ("standard", {}), **found}
 
 
-def time_training(batch: int, side: int, compiled: bool, device: str) -> dict[str, Any]:
+def time_training(form: str, batch: int, side: int, compiled: bool, device: str) -> dict[str, Any]:
     def make(operator: str, knobs: dict[str, object]) -> Step:
         net = network(operator, device, **knobs)
         return training_step(torch.compile(net) if compiled else net, batch, device, side)
 
-    given = variants(device)
-    if compiled:
-        given = {name: words for name, words in given.items() if not name.startswith("plain")}
+    given = variants(form)
     if side > 32:
-        given = {name: given[name] for name in ("dense", "triton p=4")}
+        given = {name: words for name, words in given.items() if name != f"{form} p={PARTS[1]}"}
     return compare({name: functools.partial(make, *words) for name, words in given.items()}, device)
 
 
-def time_inference(batch: int, device: str) -> dict[str, Any]:
+def time_inference(form: str, batch: int, device: str) -> dict[str, Any]:
     def make(operator: str, knobs: dict[str, object], relu: bool) -> Step:
         return inference_step(network(operator, device, **knobs), batch, device, relu)
 
-    makers = {name: functools.partial(make, *words, True) for name, words in variants(device).items()}
+    makers = {name: functools.partial(make, *words, True) for name, words in variants(form).items()}
     makers["dense, ReLU apart"] = functools.partial(make, "standard", {}, False)
     return compare(makers, device)
 
@@ -156,7 +153,7 @@ def time_operator(operator: str, batch: int, device: str) -> dict[str, Any]:
 
 def profile(name: str, batch: int, device: str) -> dict[str, Any]:
     """Microseconds on the GPU of the kernels of one training step, the longest first."""
-    operator, knobs = variants(device)[name]
+    operator, knobs = variants("triton")[name]
     step = training_step(network(operator, device, **knobs), batch, device)
     for _ in range(4):
         step()
@@ -255,20 +252,23 @@ def all_cases(records: Records) -> None:
         for size, p in itertools.product(sizes, PARTS):
             run(f"layer {size} p={p}", time_layer, size, p, batch)
 
-    if not small:
+    if small:
+        layers([(16, 16, 4)])
+    else:
         records.run("compile", functools.partial(warm, False, 90.0))
-    layers([(16, 16, 4)] if small else FIRST)
-    run("training", time_training, batch, 32, False)
-    run(f"inference {batch}", time_inference, batch)
-    if not small:
+        layers(FIRST)
+        run("training", time_training, "triton", batch, 32, False)
+        run(f"inference {batch}", time_inference, "triton", batch)
         for name in ("triton p=4", "dense", "triton p=16"):
             run(f"profile {name}", profile, name, batch)
-    layers([] if small else LAYERS[len(FIRST) :])
-    run("inference 1", time_inference, 1)
+        layers(LAYERS[len(FIRST) :])
+        run("inference 1", time_inference, "triton", 1)
+    run("training, plain", time_training, "plain", batch, 32, False)
+    run(f"inference {batch}, plain", time_inference, "plain", batch)
     if not small:
-        run("training, compiled", time_training, batch, 32, True)
+        run("training, compiled", time_training, "triton", batch, 32, True)
         records.run("compile 224", functools.partial(warm, True, 60.0))
-        run("training 224", time_training, 64, 224, False)
+        run("training 224", time_training, "triton", 64, 224, False)
     for operator in OPERATORS:
         if operator not in ("standard", "hetconv"):
             run(f"training {operator}", time_operator, operator, batch)

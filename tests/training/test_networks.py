@@ -10,7 +10,7 @@ from convrepro.training.run import run
 
 NETWORKS = {
     "resnet18": [],
-    "vgg16_bn": ["+model_args.num_features=64"],  # of 4096: 120 of its 138 million weights are no convolution's
+    "vgg16_bn": ["+model_args.mlp_ratio=0.015625"],  # 64 features for 4096: 120 of its 138 million weights are there
     "mobilenetv2_100": [],
     "densenet121": [],
     "efficientnet_b0": [],

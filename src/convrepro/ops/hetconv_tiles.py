@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Hashable
+from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -70,18 +72,18 @@ def gradient_tiles(block: Callable[[int], tuple[int, int]], stays: bool, entry_b
         block_in, block_out = block(32)
         return [Tile(width(block_in, 64), width(block_out, 128), 128, shared=4, least=32)]
 
-    def tile(least: int, shared: int, waves: int, library: str, most: int = 64) -> Tile:
+    def tile(least: int, shared: int, waves: int, stages: int, library: str, most: int = 64) -> Tile:
         rows, columns = width(block(least)[0], most), width(block(least)[1], 128)
-        warps = 8 if columns == 128 else 4
-        return Tile(rows, columns, depth, warps, 3, shared=shared, waves=waves, least=least, library=library)
+        warps = 8 if columns == 128 or columns * shared == 256 else 4
+        return Tile(rows, columns, depth, warps, stages, 1, shared, waves, least, library)
 
     parts = ("centre", "") if stays and entry_bytes == 2 else ("",)
-    ways = [(2, 4), (4, 2), (1, 4), (2, 2)]
-    found = [tile(64, *way, library) for library in parts for way in (ways if library == parts[0] else ways[:2])]
+    ways = [(2, 4, 3), (4, 2, 3), (2, 4, 1), (4, 2, 1), (1, 4, 3), (2, 2, 3)]
+    found = [tile(64, *way, library) for library in parts for way in (ways if library == parts[0] else ways[:3])]
     if block(32) != block(64):
-        found += [tile(32, 1, 8, parts[0]), tile(32, 2, 4, parts[0])]
+        found += [tile(32, 1, 8, 3, parts[0]), tile(32, 2, 4, 3, parts[0])]
     if block(64)[0] >= 128:
-        found += [tile(64, 1, waves, parts[0], 128) for waves in (2, 4)]
+        found += [tile(64, 1, waves, 3, parts[0], 128) for waves in (2, 4)]
     return [*found, Tile(library="dense")]
 
 
@@ -92,22 +94,20 @@ timed: dict[Hashable, dict[Tile, float]] = {}
 def fastest(run: Callable[[Tile], None], tiles: list[Tile], kind: Hashable) -> None:
     """Run with the tile that is the fastest for this kind of launch.
 
-    They are timed the first time, where cuDNN would time, too, and no graph is being captured; else it is the first.
+    They are timed the first time, where cuDNN would time, too, and no graph is being captured; else it is the first
+    that the device has shared memory for.
     """
-    timing = torch.backends.cudnn.benchmark and not interpreted() and not torch.cuda.is_current_stream_capturing()
-    if kind not in timed and timing:
-        times = {tile: time for tile in tiles if (time := _time(run, tile)) is not None}
-        timed[kind] = {tile: times[tile] for tile in sorted(times, key=times.__getitem__)}
-    run(next(iter(timed.get(kind, tiles))))
-
-
-def _time(run: Callable[[Tile], None], tile: Tile) -> float | None:
-    """Milliseconds; None for a tile that is beyond the device's shared memory."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 
-    try:
-        time: float = do_bench(lambda: run(tile), warmup=2, rep=10, return_mode="median")
-    except OutOfResources:
-        return None
-    return time
+    timing = torch.backends.cudnn.benchmark and not interpreted() and not torch.cuda.is_current_stream_capturing()
+    if kind not in timed and timing:
+        times: dict[Tile, float] = {}
+        for tile in tiles:
+            with suppress(OutOfResources):
+                times[tile] = do_bench(partial(run, tile), warmup=2, rep=10, return_mode="median")
+        timed[kind] = {tile: times[tile] for tile in sorted(times, key=times.__getitem__)}
+    for tile in timed.get(kind, tiles):
+        with suppress(OutOfResources):
+            return run(tile)
+    raise RuntimeError(f"no tile of {tiles} fits the shared memory of this device")
