@@ -28,7 +28,7 @@ from convrepro.runs.identity import Identity
 from convrepro.runs.result import LAST
 from convrepro.runs.summary import so_far, summary
 from convrepro.tracking.offline import logged_epochs
-from convrepro.tracking.service import BRIEF, GRACE, Unanswered, answering, close
+from convrepro.tracking.service import GRACE, Unanswered, answering, close
 
 STEP = "trainer/global_step"
 #: The values that are logged for each epoch, beside the epoch and the step.
@@ -137,7 +137,7 @@ class RunLogger:
         if not silent:
             with suppress(Exception), answering(self.timeout):
                 self.run.finish(exit_code=1)
-        close(exit_code=1, seconds=BRIEF if silent else GRACE)
+        close(exit_code=1, brief=silent)
 
 
 def build_logger(
@@ -157,7 +157,7 @@ def build_logger(
             if logger.run.url:
                 print(f"W&B: {logger.run.url}", file=sys.stderr)
     except Exception as error:
-        close(exit_code=1, seconds=BRIEF)
+        close(exit_code=1, brief=True)
         warnings.warn(f"W&B is left out of this run: {error}", stacklevel=2)
         return None
     return logger
@@ -241,13 +241,14 @@ def _opened(
             run.define_metric("*", step_metric=STEP, step_sync=False)  # no step is made up where none is known
             there = logged_epochs(folder) if run.offline else [run.summary.get("epoch", -1)]
     except ConvReproError:
-        close(exit_code=1, seconds=BRIEF)
+        close(exit_code=1, brief=True)
         raise
     checkpoint = folder / LAST if cfg["checkpoints"] else None
     return RunLogger(run, max(there, default=-1), cfg["timeout"], checkpoint, shared=shared)
 
 
 def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode: str) -> wandb.Run:
+    online = mode == "online"  # else no server is asked, and only `answering` limits how long the disk takes
     settings = wandb.Settings(
         reinit="create_new",  # and never the run that another part of the process left open
         silent=True,  # else it also asks the server for the name of the user, however long that takes
@@ -255,8 +256,8 @@ def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode:
         disable_git=True,  # it sends the address of the repository and a patch; the commit is in the configuration
         disable_code=True,
         x_disable_meta=any(is_secret(word) for word in sys.argv[1:]),  # it holds the command line
-        init_timeout=cfg["timeout"],
-        finish_timeout=cfg["timeout"],
+        init_timeout=cfg["timeout"] if online else cfg["timeout"] + GRACE,
+        finish_timeout=cfg["timeout"] if online else 0,  # 0: without a limit of the client's own
         finish_timeout_raises=True,
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import wandb
@@ -45,6 +47,7 @@ def answering(seconds: float = 0) -> Iterator[None]:
     Raises Unanswered where there is no answer in that time, and ConvReproError for any other error of the client, both
     with one sentence. After either, `close` must be called before the client is used again.
     """
+    _load_client()
     limit = seconds + GRACE
     address = ""
     try:
@@ -66,13 +69,13 @@ def answering(seconds: float = 0) -> Iterator[None]:
         atexit.register(close)  # after the client's own hook was registered, so that this one runs before it
 
 
-def close(exit_code: int = 0, seconds: float = GRACE) -> None:
-    """End W&B's background service, and kill it where it has not ended after `seconds`.
+def close(exit_code: int = 0, *, brief: bool = False) -> None:
+    """End W&B's background service, and kill it where it has not ended after `GRACE` seconds (`brief`: `BRIEF`).
 
     The service ends once it has sent or written everything. The client's hook at the interpreter's exit, which would
     wait for that without a limit, is removed. The next use of the client starts a new service.
     """
-    with _kills_core(seconds), suppress(Exception, SystemExit):
+    with _kills_core(BRIEF if brief else GRACE), suppress(Exception, SystemExit):
         wandb.teardown(exit_code=exit_code)
     kill_core()
     atexit.unregister(close)
@@ -96,6 +99,14 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         _kill([process.pid, *_below(process.pid, _processes())])
         process.wait()
+
+
+@cache
+def _load_client() -> None:
+    """Import what the client would import in its first call: seconds of computing, in which no answer is missing."""
+    with suppress(ImportError):
+        import_module("wandb.apis.public")
+        import_module("wandb.sdk.launch.inputs.internal")
 
 
 @contextmanager
@@ -141,16 +152,18 @@ def _hidden_secrets() -> Iterator[None]:
 
 
 def _processes() -> dict[int, tuple[int, str]]:
-    """Every process of this machine: its number -> its parent's number and its name."""
+    """Every process of this machine that has not ended: its number -> its parent's number and its name."""
     if not Path("/proc/self/stat").exists():
-        done = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True)
-        lines = [line.split(None, 2) for line in done.stdout.splitlines()]
-        return {int(pid): (int(parent), Path(name).name) for pid, parent, name in lines}
+        done = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat=,comm="], capture_output=True, text=True)
+        lines = [line.split(None, 3) for line in done.stdout.splitlines()]
+        return {int(pid): (int(parent), Path(name).name) for pid, parent, state, name in lines if state[0] != "Z"}
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # the process has ended since
             front, _, rest = path.read_text(errors="replace").rpartition(")")
-            found[int(path.parent.name)] = int(rest.split()[1]), front.partition("(")[2]
+            state, parent = rest.split()[:2]
+            if state != "Z":
+                found[int(path.parent.name)] = int(parent), front.partition("(")[2]
     return found
 
 

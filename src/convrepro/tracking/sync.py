@@ -25,7 +25,7 @@ from convrepro.runs.identity import Identity
 from convrepro.runs.result import read_result
 from convrepro.tracking.logger import replay
 from convrepro.tracking.offline import Fragment, fragments
-from convrepro.tracking.service import BRIEF, GRACE, Unanswered, answering, close, kill_tree, sentence
+from convrepro.tracking.service import Unanswered, answering, close, kill_tree, sentence
 
 #: The most seconds that sending one attempt takes, whatever the server answers meanwhile.
 SENDING = 300
@@ -71,7 +71,7 @@ class Server:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        close(seconds=BRIEF if error else GRACE)
+        close(brief=error is not None)
 
     def reconnect(self) -> None:
         """Connect; needed again where `close` was called since."""
@@ -86,7 +86,7 @@ class Server:
                 self.entity: str = entity
                 self.projects = {project.name for project in self.api.projects(self.entity)}
         except ConvReproError:
-            close(seconds=BRIEF)
+            close(brief=True)
             raise
 
     def _connected(self, timeout: float) -> wandb.Api:
