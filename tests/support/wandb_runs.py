@@ -32,6 +32,8 @@ STATIC = {"macs": 668672, "params": 669706, "multiplications": 0, "shifts": 6686
 SECRETS = {"SLURM_JWT": "a-token-of-the-cluster", "OTHER_API_KEY": "a-key-of-something-else"}
 #: Seconds that a test waits for what takes a moment on a quiet machine.
 DEADLINE = 240
+#: `logger.timeout` where the server answers: no test waits so long on a quiet machine.
+PATIENT = 60
 
 
 def silent(line: str) -> None:
@@ -104,7 +106,7 @@ def attempt(folder: Path, epochs: int, error: BaseException | None = None, *, ki
     elif not kill:
         logger.finish(summary(result(epochs)))
     if not kill and not logger.broken and logger.run.offline:
-        wait(lambda: fragments(folder)[-1].closed)  # the client's other process writes it
+        assert fragments(folder)[-1].closed, "the record is not whole on the disk"
     return logger
 
 

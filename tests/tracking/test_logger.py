@@ -16,7 +16,7 @@ from convrepro.runs.summary import summary
 from convrepro.tracking.logger import LOGGED, offline_without_key, without_secrets
 from convrepro.tracking.offline import fragments
 from convrepro.tracking.sync import sync
-from support.wandb_runs import IDENTITY, ROW, SHIFT, TABLE, attempt, client, composed, served, train
+from support.wandb_runs import IDENTITY, PATIENT, ROW, SHIFT, TABLE, attempt, client, composed, served, train
 from support.wandb_server import RunRecord, WandbServer
 
 TROUBLE = {"down": WandbServer.down, "slow": lambda server: server.slow(60), "500": WandbServer.breaks}
@@ -116,7 +116,7 @@ def test_a_server_in_trouble_holds_up_a_run_for_a_while_and_gets_everything_late
     server.recovers()
     client("online")
     for _ in range(2):
-        outcome = sync(TABLE, tmp_path, composed()["logger"], print)
+        outcome = sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print)
         run = server.run(IDENTITY.run_id)
         assert rows(run) == told(result)
         assert (run.state, run.exit_code) == ("finished", 0)
@@ -135,7 +135,10 @@ def test_a_run_that_starts_without_its_server_is_recorded_offline(server, tmp_pa
     assert [fragment.epochs for fragment in fragments(folder)] == [(), (0, 1, 2)]
     server.recovers()
     client("online")
-    assert sync(TABLE, tmp_path, composed()["logger"], print).counts == "1 sent, 0 skipped, 0 failed"
+    assert (
+        sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print).counts
+        == "1 sent, 0 skipped, 0 failed"
+    )
     assert server.run(IDENTITY.run_id).series("epoch") == [0, 1, 2]
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from convrepro.tracking.offline import Fragment, fragments
 from convrepro.tracking.sync import Synced, There, missing, sync
 from support.wandb_runs import (
     IDENTITY,
+    PATIENT,
     TABLE,
     attempt,
     client,
@@ -48,9 +50,9 @@ def folder(tmp_path: Path) -> Path:
     return IDENTITY.folder(tmp_path)
 
 
-def send(runs: Path, **changed: str) -> Synced:
+def send(runs: Path, **changed: Any) -> Synced:
     client("online")
-    return sync(TABLE, runs, {**composed()["logger"], **changed}, print)
+    return sync(TABLE, runs, {**composed()["logger"], "timeout": PATIENT, **changed}, print)
 
 
 def epochs(run: RunRecord) -> list[int]:
@@ -110,7 +112,7 @@ def test_of_a_run_that_is_there_in_part_the_rest_is_sent_once_it_is_done(server,
     wait(lambda: run.series("epoch") == [0, 1])
     server.breaks()
     logger.catch_up(history(4))
-    with pytest.warns(UserWarning, match=r"Timed out.*convrepro sync"):
+    with pytest.warns(UserWarning, match=r"no answer within 2 s.*convrepro sync"):
         logger.fail(PREEMPTED)
     server.recovers()
     assert send(tmp_path).skipped == {NAME: "is there up to epoch 1; the rest goes when the run is done"}
@@ -137,7 +139,7 @@ def test_a_torn_attempt_is_sent_as_far_as_it_goes_and_the_next_one_continues_the
     assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4]
 
 
-def test_a_run_that_failed_at_once_is_told_too_and_another_project_may_be_named(server, folder, tmp_path):
+def test_a_run_that_failed_at_once_is_sent_too_and_another_project_may_be_named(server, folder, tmp_path):
     client("offline")
     attempt(folder, 0, ValueError("no images"))
     assert send(tmp_path, project="mine").sent == {NAME: "sent 1 attempt"}
@@ -195,7 +197,7 @@ def test_without_a_good_key_there_is_one_sentence(server, tmp_path, monkeypatch,
 def test_a_server_that_is_down_is_one_sentence(server, tmp_path):
     server.down()
     with pytest.raises(ConvReproError, match=r"W&B at http://127.0.0.1:\d+ cannot be used"):
-        send(tmp_path)
+        send(tmp_path, timeout=2)
 
 
 def written(checkpoint: Path) -> int:

@@ -1,63 +1,65 @@
-"""W&B: who a run is there and what is sent of it. W&B is a view; a failure of it never stops a training.
+"""Logs a run to W&B. W&B is a view of the record; a failure of W&B never stops a training.
 
-A run keeps its id over requeues. Each epoch is logged once, in order, on one step axis (`trainer/global_step`): an
-attempt that continues a run asks what is there, leaves that out, and adds what an earlier one could not send. One that
-was killed could not, nor one whose whole job got a SIGTERM, for that ends W&B's own process at once. No secret is sent:
-not in the configuration, and not in what W&B's client finds out about the machine.
+A run keeps its W&B id over requeues. Each epoch is logged once, in order, on one step axis (`trainer/global_step`). An
+attempt that continues a run asks W&B which epochs it has, leaves those out, and adds those that an earlier attempt
+could not send. An attempt that was killed could not send its last ones, nor could one whose whole job got a SIGTERM,
+because SIGTERM ends W&B's own process at once. No secret is sent: neither in the configuration nor in what W&B's client
+finds out about the machine.
+
+The server has `logger.timeout` seconds when a run starts and again when it ends; see `service` for how that is kept.
 """
 
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import wandb
 
 from convrepro.config.secrets import is_secret
-from convrepro.errors import Interrupted
+from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs.environment import commit
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import LAST
 from convrepro.runs.summary import so_far, summary
 from convrepro.tracking.offline import logged_epochs
+from convrepro.tracking.service import GRACE, Unanswered, answering, close
 
 STEP = "trainer/global_step"
-#: What is logged of each epoch; the epoch and the step beside it.
+#: The values that are logged for each epoch, beside the epoch and the step.
 LOGGED = ("train/loss", "val/loss", "val/top1", "val/top5", "lr")
-#: Characters that W&B takes in a tag.
+#: The most characters that W&B accepts in a tag.
 TAG = 64
 
 
 def offline_without_key(mode: str) -> str:
-    """The mode that `auto` stands for: WANDB_MODE where set, online with an API key at hand, else offline."""
+    """Return the mode that `auto` means: WANDB_MODE where set, else online with an API key, else offline."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    with hidden_secrets():
+    with answering():
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 def never_raises(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn whatever `method` raises into one warning a run; the training goes on without W&B."""
+    """Turn whatever `method` raises into one warning per run; the training goes on without W&B."""
 
     @wraps(method)
     def guarded(self: "RunLogger", *args: Any, **kwargs: Any) -> Any:
         if self.broken:
             return None
         try:
-            return method(self, *args, **kwargs)
+            with answering(self.timeout):
+                return method(self, *args, **kwargs)
         except Exception as error:
             self.broken = error
-            with suppress(Exception):
-                self.run.finish(exit_code=1)
-            with suppress(Exception):
-                wandb.teardown(exit_code=1)
+            self._give_up()
             warnings.warn(
                 f"W&B is left out of this run from here on: {error}; `convrepro sync` sends what it lacks", stacklevel=2
             )
@@ -67,25 +69,30 @@ def never_raises(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class RunLogger:
-    """One open W&B run. It gives up quietly, and `broken` says why: result.json is the record.
+    """Logs to one open W&B run. Where W&B fails it stops logging, and `broken` holds the error.
 
-    `last` is the last epoch that W&B has; `checkpoint`, where given, goes there as an artifact when the run is done.
+    last: the last epoch that W&B has; timeout: seconds that the server has to answer; checkpoint: a file that becomes
+    an artifact when the run is done; shared: whether another user of W&B's background service closes it later.
     """
 
-    def __init__(self, run: wandb.Run, last: int, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self, run: wandb.Run, last: int, timeout: float, checkpoint: Path | None = None, *, shared: bool = False
+    ) -> None:
         self.run = run
         self.last = last
+        self.timeout = timeout
         self.checkpoint = checkpoint
+        self.shared = shared
         self.broken: Exception | None = None
         self._begun = False
 
     @never_raises
     def catch_up(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Log those epochs of `history` that W&B does not have, and what is last and best by now."""
+        """Log the epochs of `history` that W&B does not have, and the last and the best values so far."""
         if not self._begun and self.last > len(history) + 1:
             warnings.warn(
                 f"W&B has epochs up to {self.last} of this run, from an earlier training of it; they stay as they are, "
-                "and those behind them are added. Another project (logger.project=NAME) has it whole",
+                "and later epochs are added. Use another project (logger.project=NAME) to log the whole run",
                 stacklevel=3,
             )
         self._begun = True
@@ -99,31 +106,44 @@ class RunLogger:
 
     @never_raises
     def finish(self, final: Mapping[str, Any]) -> None:
-        """Write the final summary and close the run."""
+        """Write the final summary and close the run; what was recorded offline is whole on the disk afterwards."""
         self.run.summary.update(dict(final))
         if self.checkpoint and self.checkpoint.exists():
             artifact = wandb.Artifact(f"model-{self.run.id}", type="model", metadata=dict(final))
             artifact.add_file(str(self.checkpoint), policy="immutable", skip_cache=True)
             self.run.log_artifact(artifact)
-        self.run.finish(exit_code=0)
+        self._end(0)
 
     @never_raises
     def fail(self, error: BaseException) -> None:
         """Close the run as failed, or as preempted where `error` is an interruption and the run goes on later.
 
-        To W&B a run is preempted that was marked so and then exits with another code than 0.
+        W&B takes a run for preempted if the run was marked so and then exits with another code than 0.
         """
         code = 1
         if isinstance(error, Interrupted):
             self.run.mark_preempting()
             code = 128 + (signal.SIGUSR1 if error.requeue else signal.SIGTERM)
-        self.run.finish(exit_code=code)
+        self._end(code)
+
+    def _end(self, exit_code: int) -> None:
+        self.run.finish(exit_code=exit_code)
+        if not self.shared:
+            close(exit_code)
+
+    def _give_up(self) -> None:
+        """Close the run as failed, without waiting for a server that did not answer."""
+        silent = isinstance(self.broken, Unanswered)
+        if not silent:
+            with suppress(Exception), answering(self.timeout):
+                self.run.finish(exit_code=1)
+        close(exit_code=1, brief=silent)
 
 
 def build_logger(
     cfg: Mapping[str, Any], identity: Identity, folder: Path, config: Mapping[str, Any], static: Mapping[str, int]
 ) -> RunLogger | None:
-    """The run's logger, opened, or None for `logger=none`; where W&B cannot be opened the run goes on without it.
+    """Open the run's logger; returns None for `logger=none`, and where W&B cannot be opened, without raising.
 
     cfg: the `logger` group's choice; config: the whole resolved configuration; static: the run's static columns.
     """
@@ -132,23 +152,26 @@ def build_logger(
     began = {**{key: config.get(key) for key in ("table", "row", "seed")}, "static": static}
     try:
         logger = open_run(cfg, identity, folder, described(identity, config, *commit()))
-        logger.run.summary.update(summary(began))
-        if logger.run.url:
-            print(f"W&B: {logger.run.url}", file=sys.stderr)
+        with answering(cfg["timeout"]):
+            logger.run.summary.update(summary(began))
+            if logger.run.url:
+                print(f"W&B: {logger.run.url}", file=sys.stderr)
     except Exception as error:
+        close(exit_code=1, brief=True)
         warnings.warn(f"W&B is left out of this run: {error}", stacklevel=2)
         return None
     return logger
 
 
 def replay(cfg: Mapping[str, Any], identity: Identity, folder: Path, result: Mapping[str, Any]) -> None:
-    """Send what W&B lacks of a finished run, from its result, so that it is as if sent in training.
+    """Send what W&B lacks of a finished run, from its result, so that W&B has the run as if it was sent in training.
 
-    `folder` is for the client's own files. Raises what W&B's client does where it cannot send.
+    `folder` is for the client's own files. The background service stays open for its caller; it is closed where this
+    raises ConvReproError, which it does where W&B cannot be used.
     """
     found = result.get("environment") or {}
     about = described(identity, result["config"], found.get("commit"), found.get("dirty"))
-    logger = _logger(cfg, folder, _start(cfg, folder, about, "online"))
+    logger = _opened(cfg, folder, about, "online", shared=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         logger.catch_up(result["history"])
@@ -160,10 +183,10 @@ def replay(cfg: Mapping[str, Any], identity: Identity, folder: Path, result: Map
 def described(
     identity: Identity, config: Mapping[str, Any], revision: str | None, dirty: bool | None
 ) -> dict[str, Any]:
-    """Who the run is, as arguments of `wandb.init`: group is the table, job type `train` or `eval`.
+    """Describe the run by arguments of `wandb.init`: the group is the table, the job type is `train` or `eval`.
 
-    The configuration is the resolved tree without secrets; beside it, to group and filter by, stand the scalars
-    `conv_name`, `data_name`, `budget_name`, `table`, `row` and `commit`.
+    The configuration is the resolved tree without secrets, and scalars to group and filter by: `conv_name`,
+    `data_name`, `budget_name`, `table`, `row`, `seed`, `commit` and `dirty`.
     """
     scalars = {f"{group}_name": config[group]["name"] for group in ("conv", "data", "budget")}
     scalars |= {"table": identity.table, "row": identity.row, "seed": identity.seed, "commit": revision, "dirty": dirty}
@@ -179,7 +202,7 @@ def described(
 
 
 def without_secrets(tree: Any) -> Any:
-    """`tree` without the words under a key that looks like a secret's, and without any word that holds a secret."""
+    """Return `tree` without the strings whose key looks like a secret's, and without any string that holds a secret."""
     values = [value for name, value in os.environ.items() if is_secret(name) and len(value) >= 8]
 
     def harmless(key: str, value: Any) -> bool:
@@ -193,30 +216,39 @@ def without_secrets(tree: Any) -> Any:
 
 
 def open_run(cfg: Mapping[str, Any], identity: Identity, folder: Path, about: Mapping[str, Any]) -> RunLogger:
-    """Open the run that `about` describes, to be continued where it is there already.
+    """Open the run that `about` describes; a run that W&B has already is continued.
 
-    A server that does not answer in `cfg["timeout"]` seconds has the run recorded offline, for `convrepro sync`.
+    Where the server does not answer in `cfg["timeout"]` seconds the run is recorded offline, for `convrepro sync`.
     """
     mode = offline_without_key(cfg["mode"])
     try:
-        return _logger(cfg, folder, _start(cfg, folder, about, mode))
-    except Exception as error:
+        return _opened(cfg, folder, about, mode)
+    except ConvReproError as error:
         if mode != "online":
             raise
         sync = f"`convrepro sync {identity.table}` sends it"
-        warnings.warn(f"W&B cannot be used now ({error}); the run is recorded offline, and {sync}", stacklevel=3)
-        with suppress(Exception):
-            wandb.teardown()
-        return _logger(cfg, folder, _start(cfg, folder, about, "offline"))
+        warnings.warn(f"{error}; the run is recorded offline, and {sync}", stacklevel=3)
+        return _opened(cfg, folder, about, "offline")
 
 
-def _logger(cfg: Mapping[str, Any], folder: Path, run: wandb.Run) -> RunLogger:
-    run.define_metric("*", step_metric=STEP, step_sync=False)  # no step is made up where none is known
-    there = logged_epochs(folder) if run.offline else [run.summary.get("epoch", -1)]
-    return RunLogger(run, max(there, default=-1), folder / LAST if cfg["checkpoints"] else None)
+def _opened(
+    cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode: str, shared: bool = False
+) -> RunLogger:
+    """Open the run; raises ConvReproError, with the background service closed, where that cannot be done in time."""
+    try:
+        with answering(cfg["timeout"]):
+            run = _start(cfg, folder, about, mode)
+            run.define_metric("*", step_metric=STEP, step_sync=False)  # no step is made up where none is known
+            there = logged_epochs(folder) if run.offline else [run.summary.get("epoch", -1)]
+    except ConvReproError:
+        close(exit_code=1, brief=True)
+        raise
+    checkpoint = folder / LAST if cfg["checkpoints"] else None
+    return RunLogger(run, max(there, default=-1), cfg["timeout"], checkpoint, shared=shared)
 
 
 def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode: str) -> wandb.Run:
+    online = mode == "online"  # else no server is asked, and only `answering` limits how long the disk takes
     settings = wandb.Settings(
         reinit="create_new",  # and never the run that another part of the process left open
         silent=True,  # else it also asks the server for the name of the user, however long that takes
@@ -224,34 +256,17 @@ def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode:
         disable_git=True,  # it sends the address of the repository and a patch; the commit is in the configuration
         disable_code=True,
         x_disable_meta=any(is_secret(word) for word in sys.argv[1:]),  # it holds the command line
-        init_timeout=cfg["timeout"],
-        finish_timeout=cfg["timeout"],
+        init_timeout=cfg["timeout"] if online else cfg["timeout"] + GRACE,
+        finish_timeout=cfg["timeout"] if online else 0,  # 0: without a limit of the client's own
         finish_timeout_raises=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    with hidden_secrets():
-        return wandb.init(
-            project=cfg["project"],
-            entity=cfg["entity"],
-            dir=str(folder),
-            mode=mode,
-            resume="allow",
-            settings=settings,
-            **about,
-        )
-
-
-@contextmanager
-def hidden_secrets() -> Iterator[None]:
-    """Around what may start W&B's background process: it gets no secret of other programs, and reports no errors.
-
-    It would send all of SLURM_*, with SLURM_JWT among them; for its error reports a process waits when it ends.
-    """
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    hidden = {name: value for name, value in os.environ.items() if is_secret(name) and not name.startswith("WANDB_")}
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+    return wandb.init(
+        project=cfg["project"],
+        entity=cfg["entity"],
+        dir=str(folder),
+        mode=cast(Literal["online", "offline", "disabled"], mode),
+        resume="allow",
+        settings=settings,
+        **about,
+    )

@@ -1,4 +1,4 @@
-"""What W&B's client left on disk of a run: one folder an attempt, read by the reader that comes with the client."""
+"""Reads what W&B's client left of a run on the disk, one folder per attempt, by the reader of that client."""
 
 import json
 import subprocess
@@ -9,13 +9,13 @@ from typing import Any
 
 from wandb.util import get_core_path
 
-#: Seconds that the reader has for one file.
+#: The most seconds that reading one file takes.
 PATIENCE = 60
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """One attempt at a run: the epochs that it logged, in order, and whether it was closed in order."""
+    """One attempt at a run: the epochs that it logged, in order, and whether it was closed properly."""
 
     path: Path
     epochs: tuple[int, ...]
@@ -23,13 +23,13 @@ class Fragment:
 
 
 def fragments(folder: Path) -> list[Fragment]:
-    """The attempts at the run of `folder` that can be read, the oldest first; a torn end is left out."""
+    """Return the attempts at the run of `folder`, the oldest first; a torn end of a file is left out."""
     paths = [path for path in folder.glob("wandb/*run-*-*/run-*.wandb") if not path.parent.is_symlink()]
     return [_read(path) for path in sorted(paths, key=lambda path: path.parent.name.removeprefix("offline-"))]
 
 
 def logged_epochs(folder: Path) -> list[int]:
-    """The epochs that the attempts at the run of `folder` have on disk."""
+    """Return the epochs that the attempts at the run of `folder` have on the disk."""
     return [epoch for fragment in fragments(folder) for epoch in fragment.epochs]
 
 

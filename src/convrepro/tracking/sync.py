@@ -1,15 +1,20 @@
 """Sends a table's runs that were recorded offline, or that a server did not take in time, to W&B.
 
-What is there is asked of the server, by epoch: nothing is sent twice. Whole attempts go by W&B's own `sync`, in the
-order in which they were made. Of a run that is there in part the rest is sent from its result, once it has one.
+The server is asked which epochs it has, so that nothing is sent twice. W&B's own `sync` sends whole attempts, in the
+order in which they were made. Where the server has a part of a run, the rest is sent from its result, once it has one.
+
+The server has `logger.timeout` seconds for each answer. The first answer that it does not give in that time ends the
+whole command.
 """
 
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import wandb
@@ -18,10 +23,11 @@ from convrepro.errors import ConvReproError
 from convrepro.runs.folder import busy
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import read_result
-from convrepro.tracking.logger import hidden_secrets, replay
+from convrepro.tracking.logger import replay
 from convrepro.tracking.offline import Fragment, fragments
+from convrepro.tracking.service import Unanswered, answering, close, kill_tree, sentence
 
-#: Seconds in which an attempt has to be sent.
+#: The most seconds that sending one attempt takes, whatever the server answers meanwhile.
 SENDING = 300
 #: What W&B's `sync` says of an attempt that was killed.
 TORN = "incomplete record"
@@ -29,7 +35,7 @@ TORN = "incomplete record"
 
 @dataclass(frozen=True)
 class There:
-    """What the server has of a run: its state there and the last epoch, -1 where there is none."""
+    """What the server has of a run: its state there, and its last epoch or -1."""
 
     state: str = "absent"
     epoch: int = -1
@@ -37,7 +43,7 @@ class There:
 
 @dataclass
 class Synced:
-    """What was done, by run: sent, left out as there was nothing to send, or failed with the reason."""
+    """What was done with each run: sent, skipped because there was nothing to send, or failed with the reason."""
 
     sent: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -50,48 +56,79 @@ class Synced:
 
 
 class Server:
-    """A W&B project, asked and written to."""
+    """A W&B project that is read and written; a context manager, for it holds W&B's background service open.
+
+    Each method raises Unanswered where the server does not answer in time, and ConvReproError where it refuses.
+    """
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
-        """Raises ConvReproError without an API key, and where the server does not answer or refuses the key."""
+        """Connect to the project that the `logger` group's choice names; raises ConvReproError without an API key."""
         self.cfg = {**cfg, "mode": "online"}
+        self.timeout: float = cfg["timeout"]
+        self.reconnect()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        close(brief=error is not None)
+
+    def reconnect(self) -> None:
+        """Connect; needed again where `close` was called since."""
         try:
-            with hidden_secrets():
+            with answering(self.timeout):
                 if not wandb.login(prompt=False, verify=False):
                     raise ConvReproError("there is no W&B API key: `wandb login` stores one, or set WANDB_API_KEY")
-                self.api = wandb.Api(timeout=cfg["timeout"])
-            self.entity = cfg["entity"] or self.api.settings["entity"] or self.api.default_entity
-            self.projects = {project.name for project in self.api.projects(self.entity)}
+                self.api = self._connected(self.timeout)
+                entity = self.cfg["entity"] or self.api.settings["entity"] or self.api.default_entity
+                if not entity:
+                    raise ConvReproError("W&B names no entity for this API key; set logger.entity=NAME")
+                self.entity: str = entity
+                self.projects = {project.name for project in self.api.projects(self.entity)}
         except ConvReproError:
+            close(brief=True)
             raise
-        except Exception as error:
-            raise ConvReproError(
-                f"W&B at {wandb.setup().settings.base_url} cannot be used: {_sentence(error)}"
-            ) from error
+
+    def _connected(self, timeout: float) -> wandb.Api:
+        """A client of the server, which has answered that it accepts the API key."""
+        return wandb.Api(timeout=max(1, round(timeout)))
 
     def runs(self, table: str) -> dict[str, There]:
-        """The runs of a table's group, by id."""
+        """Return the runs of a table's group, by id."""
         if self.cfg["project"] not in self.projects:
             return {}
         path = f"{self.entity}/{self.cfg['project']}"
-        self.api.flush()  # it keeps what it was told before
-        found = self.api.runs(path, filters={"group": table}, per_page=200, lazy=False)
-        return {run.id: There(run.state, int(run.summary.get("epoch", -1))) for run in found}
+        with answering(self.timeout):
+            self.api.flush()  # it keeps earlier answers
+            found = self.api.runs(path, filters={"group": table}, per_page=200, lazy=False)
+            return {run.id: There(run.state, int(run.summary.get("epoch", -1))) for run in found}
 
     def send(self, attempt: Fragment) -> None:
-        """Have W&B's own command send an attempt; of a torn one what can be read. Raises ConvReproError otherwise."""
+        """Have W&B's own command send an attempt; of a torn one it sends what can be read."""
         words = ["sync", "--include-online", "--include-synced", "--project", self.cfg["project"]]
         command = [sys.executable, "-m", "wandb", *words, "--entity", self.entity, str(attempt.path)]
-        try:
-            with hidden_secrets():
-                done = subprocess.run(command, capture_output=True, text=True, timeout=SENDING)
-        except subprocess.TimeoutExpired:
-            raise ConvReproError(f"not sent within {SENDING} s") from None
-        said = (done.stdout + done.stderr).splitlines()
+        with answering(SENDING):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            try:
+                said = self._while_answering(process).splitlines()
+            finally:
+                kill_tree(process)
         wrong = [line for line in said if "ERROR" in line and TORN not in line]
-        if done.returncode or wrong:
-            raise ConvReproError(_sentence(" ".join(wrong or said[-3:])))
+        if process.returncode or wrong:
+            raise ConvReproError(sentence(" ".join(wrong or said[-3:])))
         self.projects.add(self.cfg["project"])
+
+    def _while_answering(self, process: subprocess.Popen[str]) -> str:
+        """What the process says until it has ended; the server is asked now and then whether it still answers."""
+        end = time.monotonic() + SENDING
+        while True:
+            try:
+                return process.communicate(timeout=self.timeout / 2)[0]
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > end:
+                    raise ConvReproError(f"not sent within {SENDING} s") from None
+            with answering(self.timeout / 2):
+                self._connected(self.timeout / 2)
 
     def there(self, identity: Identity) -> There:
         return self.runs(identity.table).get(identity.run_id, There())
@@ -100,32 +137,37 @@ class Server:
 def sync(table: str, runs: Path, cfg: Mapping[str, Any], echo: Callable[[str], None]) -> Synced:
     """Send what the server lacks of the table's run folders in `runs`; `cfg` is the `logger` group's choice.
 
-    Raises ConvReproError where W&B cannot be used at all. A run that cannot be sent is told and does not stop the rest.
+    A run that cannot be sent is reported and does not stop the rest. Raises ConvReproError where W&B cannot be used at
+    all, and Unanswered as soon as the server does not answer in time; the runs that were sent before stay sent.
     """
-    server = Server(cfg)
-    there = server.runs(table)
     outcome = Synced()
-    for identity, folder in recorded(table, runs):
-        name = f"{identity.name} ({identity.budget})"
-        try:
-            told = _sync_run(server, identity, folder, there.get(identity.run_id, There()))
-            kind = outcome.sent if told.startswith("sent") else outcome.skipped
-        except Exception as error:
-            told, kind = _sentence(error), outcome.failed
-        kind[name] = told
-        echo(f"{name}: {told}")
+    with Server(cfg) as server:
+        there = server.runs(table)
+        for identity, folder in recorded(table, runs):
+            name = f"{identity.name} ({identity.budget})"
+            try:
+                done = _sync_run(server, identity, folder, there.get(identity.run_id, There()))
+                kind = outcome.sent if done.startswith("sent") else outcome.skipped
+            except Unanswered:
+                raise
+            except Exception as error:
+                done, kind = sentence(error), outcome.failed
+            kind[name] = done
+            echo(f"{name}: {done}")
+            if name in outcome.failed:
+                server.reconnect()
     return outcome
 
 
 def recorded(table: str, runs: Path) -> Iterator[tuple[Identity, Path]]:
-    """The table's run folders that hold something of W&B's."""
+    """Find the table's run folders that hold files of W&B's client."""
     for path in sorted(runs.glob(f"{table}/*/*/wandb")):
         if match := re.fullmatch(r"(\w+)-seed(\d+)", path.parent.name):
             yield Identity(table, path.parent.parent.name, int(match[2]), match[1]), path.parent
 
 
 def _sync_run(server: Server, identity: Identity, folder: Path, there: There) -> str:
-    """What was done about one run, in words that begin with `sent` where anything was sent."""
+    """Send what the server lacks of one run; returns what was done, with `sent` in front where anything was sent."""
     if busy(folder):
         return "is being trained"
     result = read_result(folder)
@@ -136,12 +178,12 @@ def _sync_run(server: Server, identity: Identity, folder: Path, there: There) ->
         for attempt in new:
             server.send(attempt)
         there = server.there(identity)
-    told = [f"{len(new)} attempt{'s' * (len(new) > 1)}"] if new else []
+    sent = [f"{len(new)} attempt{'s' * (len(new) > 1)}"] if new else []
     if result and not whole(there, result):
         replay(server.cfg, identity, folder, result)
-        told.append("the rest from its result" if there.state != "absent" else "its result")
-    if told:
-        return f"sent {' and '.join(told)}"
+        sent.append("the rest from its result" if there.state != "absent" else "its result")
+    if sent:
+        return f"sent {' and '.join(sent)}"
     if rest:
         return f"is there up to epoch {there.epoch}; the rest goes when the run is done"
     return "is there, as far as it went" if there.state != "absent" else "holds nothing to send"
@@ -154,9 +196,10 @@ def whole(there: There, result: Mapping[str, Any]) -> bool:
 
 
 def missing(attempts: Sequence[Fragment], there: There) -> tuple[list[Fragment], bool]:
-    """The attempts that the server has nothing of, up to one that it has in part; and whether there is such a one.
+    """Return the attempts to send whole, and whether the server has a part of the one that follows them.
 
-    Of a run that the server does not know and that never got to the end of an epoch it is the last attempt.
+    The server has no epoch of the attempts to send. If the server does not know the run, and no attempt got to the end
+    of an epoch, the last attempt that was closed is sent.
     """
     new: list[Fragment] = []
     reached = there.epoch
@@ -170,7 +213,3 @@ def missing(attempts: Sequence[Fragment], there: There) -> tuple[list[Fragment],
     if not new and there.state == "absent":
         new = [attempt for attempt in attempts if attempt.closed][-1:]
     return new, False
-
-
-def _sentence(error: object) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

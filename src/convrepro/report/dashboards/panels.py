@@ -1,4 +1,4 @@
-"""What a table's dashboard shows in W&B: its panels, its columns, which runs. The keys are those that a run logs."""
+"""Builds what a table's dashboard shows in W&B: panels, columns, and which runs. Every key is one that a run logs."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -12,29 +12,29 @@ from convrepro.runs.summary import STATIC
 from convrepro.tables import Metric, Row, Table, Trained
 from convrepro.tables.render import describe_source
 
-#: Colours that the colour-blind tell apart (Okabe and Ito 2008), given to a table's operators in its rows' order.
+#: Colours that colour-blind people can distinguish (Okabe and Ito 2008), for a table's operators in order.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-#: What a panel of costs has on its axis: summary key -> words.
+#: The axes of panels of costs: summary key -> label.
 COSTS = {"static/macs": "MACs of convolutions and linear layers", "multiplications_left": "multiplications left"}
-#: Learning curves: history key -> words, and whether its axis is logarithmic.
+#: Learning curves: history key -> label, and whether the axis is logarithmic.
 CURVES = {
     "val/top1": ("top-1 (%)", False),
     "train/loss": ("training loss", True),
     "val/loss": ("validation loss", True),
     "lr": ("learning rate", True),
 }
-#: Runs and groups that a panel of W&B shows unless told otherwise.
+#: How many runs and groups a panel of W&B shows by default.
 DEFAULT_LIMIT = 10
 
 
 def stable_id(*words: str) -> str:
-    """Twelve hexadecimal digits for `words`, so that building a dashboard twice gives the same one."""
+    """Return twelve hexadecimal digits for `words`, so that building a dashboard twice gives the same one."""
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
 def sections(table: Table, budget: str) -> dict[str, list[Panel]]:
-    """Heading -> panels, with fixed ids."""
-    parts = {
+    """Return heading -> panels, with fixed ids."""
+    parts: dict[str, list[Panel]] = {
         "About": [wr.MarkdownPanel(markdown=about(table, budget))],
         "Accuracy against cost": _against_cost(table),
         "Published against ours": _published(table),
@@ -47,9 +47,9 @@ def sections(table: Table, budget: str) -> dict[str, list[Panel]]:
 
 
 def about(table: Table, budget: str) -> str:
-    """What the table asks and by which rules it is judged, in markdown."""
+    """Describe what the table asks and by which rules it is judged, in markdown."""
     lines = [f"### {table.title}", f"{describe_source(table.source)}. {table.question}", ""]
-    lines += [f"Runs at budget `{budget}`" + ("." if budget == "paper" else "; compared with nothing published.")]
+    lines += [f"Runs at budget `{budget}`" + ("." if budget == "paper" else "; not compared with published values.")]
     for metric in _trained(table):
         seeds = ", ".join(map(str, table.seeds))
         lines += [f"- `{metric.name}` reproduces within {metric.tol} {metric.unit}, mean over seeds {seeds}"]
@@ -58,7 +58,7 @@ def about(table: Table, budget: str) -> str:
 
 
 def runs_of(table: Table, budget: str) -> expr.And | expr.Or:
-    """The runs that a table shows: its group's at this budget, and those of other tables that are its rows too."""
+    """Select the runs that a table shows: its group's at this budget, and runs of other tables that are its rows."""
     at_budget = expr.Config("budget_name") == budget
     parts = [expr.And(expr.Metric("Group") == table.name, at_budget)]
     others: dict[str, list[str]] = {}
@@ -72,7 +72,7 @@ def runs_of(table: Table, budget: str) -> expr.And | expr.Or:
 
 
 def columns(table: Table) -> list[str]:
-    """The columns of the table of runs: who, verdicts, differences, what was measured, what was counted."""
+    """Return the columns of the list of runs: names, verdicts, differences, measurements, counts."""
     who = ["run:displayName", "config:row.value", "config:seed.value", "config:conv_name.value", "run:state"]
     known = {"verdict": _published_metrics(table), "delta": _compared(table), "ours": _compared(table)}
     known["published"] = known["verdict"]
@@ -82,7 +82,7 @@ def columns(table: Table) -> list[str]:
 
 
 def colors(table: Table, budget: str) -> dict[str, str]:
-    """Run id -> its operator's colour."""
+    """Return run id -> the colour of its operator."""
     operators = list(dict.fromkeys(_operator(table, row) for row in table.rows if not row.quoted))
     painted = {}
     for row in table.rows:
@@ -94,17 +94,17 @@ def colors(table: Table, budget: str) -> dict[str, str]:
 
 
 def accuracy_keys(table: Table) -> list[str]:
-    """The summary keys of what the table's runs measure, such as `last/top1`."""
+    """Return the summary keys of what the table's runs measure, such as `last/top1`."""
     return list(dict.fromkeys(f"{metric.epoch}/{metric.run_metric}" for metric in _trained(table)))
 
 
 def limit(table: Table) -> int:
-    """How many runs a panel must be able to show."""
+    """Return how many runs a panel must be able to show."""
     return max(DEFAULT_LIMIT, len(table.rows) * len(table.seeds))
 
 
 def _home(table: Table, row: Row) -> tuple[str, str]:
-    """The table and row that the row's runs are trained as."""
+    """Return the table and row under which the row's runs are trained."""
     owner, _, row_id = row.same_as.rpartition("/")
     return (owner, row_id) if row.same_as else (table.name, row.id)
 
@@ -118,7 +118,7 @@ def _trained(table: Table) -> list[Trained]:
 
 
 def _published_metrics(table: Table) -> list[Metric]:
-    """The metrics that some row with runs has a published value of."""
+    """Return the metrics for which some row with runs has a published value."""
 
     def known(metric: Metric, rows: Iterable[Row]) -> bool:
         return any(r.published.get(metric.name) and r.published[metric.name].value is not None for r in rows)
@@ -127,7 +127,7 @@ def _published_metrics(table: Table) -> list[Metric]:
 
 
 def _compared(table: Table) -> list[Metric]:
-    """Those that a run has its own value of: measured or counted."""
+    """Return the published metrics for which a run has a value of its own, measured or counted."""
     return [m for m in _published_metrics(table) if isinstance(m, Trained) or m.count]
 
 
@@ -151,7 +151,7 @@ def _against_cost(table: Table) -> list[Panel]:
 
 
 def _published(table: Table) -> list[Panel]:
-    panels = []
+    panels: list[Panel] = []
     for metric in _compared(table):
         unit = "" if metric.unit == "1" else f" ({metric.unit})"
         panels.append(_bars(table, f"{metric.name}{unit}: published and ours", "published", "ours", metric=metric))

@@ -1,8 +1,8 @@
 """Writes a table's finished runs into a W&B project from the local record: `result.json` files and collected evidence.
 
-The record is local and W&B is a view, so that a project that was deleted, or a new one, can be filled again. A run gets
-the id, configuration, history and summary that it was trained under. One that the project has as a whole is left alone;
-of one that it has in part the rest is sent.
+The record is local and W&B is a view, so a project that was deleted, or a new one, can be filled again. A run gets the
+id, configuration, history and summary that it was trained under. A run that the project has as a whole is left alone;
+where the project has a part of it, the rest is sent.
 """
 
 import tempfile
@@ -14,7 +14,6 @@ from typing import Any
 
 from convrepro.config.compose import compose_config
 from convrepro.evidence.store import load_evidence, load_proxies
-from convrepro.report.dashboards.workspace import answering
 from convrepro.runs.identity import Identity, digest
 from convrepro.runs.result import FILE, read_result
 from convrepro.tables import Table
@@ -26,7 +25,7 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Regenerated:
-    """Names of the runs that were written, and of those that were there."""
+    """The names of the runs that were written, and of those that the project had."""
 
     written: tuple[str, ...]
     present: tuple[str, ...]
@@ -38,28 +37,27 @@ class Regenerated:
 def regenerate(table: Table, runs: Path, server: Server, echo: Callable[[str], None] = print) -> Regenerated:
     """Write what the project lacks of the table's finished runs: those in `runs`, else those of the evidence.
 
-    Raises ConvReproError where a run cannot be written; those before it are in the project then, and the next call goes
-    on behind them.
+    Raises ConvReproError where a run cannot be written. The runs before it are in the project then, and the next call
+    goes on after them.
     """
-    with answering():
-        there = server.runs(table.name)
+    there = server.runs(table.name)
     written, present = [], []
     for identity, result in records(table, runs).items():
-        told = f"{identity.name} ({identity.budget})"
+        name = f"{identity.name} ({identity.budget})"
         if whole(there.get(identity.run_id, There()), result):
-            present.append(told)
+            present.append(name)
             continue
-        with answering(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.filterwarnings("error", "W&B")  # that it cannot be used is no warning here
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.filterwarnings("error", "W&B")  # a failure of W&B is an error here, not a warning
             replay(server.cfg, identity, Path(folder), result)
         server.projects.add(server.cfg["project"])
-        echo(f"  {told}")
-        written.append(told)
+        echo(f"  {name}")
+        written.append(name)
     return Regenerated(tuple(written), tuple(present))
 
 
 def records(table: Table, runs: Path) -> dict[Identity, Result]:
-    """The table's finished runs: from the folders in `runs`, and from the evidence where no folder has them.
+    """Return the table's finished runs: from the folders in `runs`, and from the evidence where no folder has them.
 
     Raises ConvReproError for a `result.json` that cannot be read.
     """
@@ -91,7 +89,10 @@ def _order(table: Table, identity: Identity) -> tuple[Any, ...]:
 
 
 def _whole(identity: Identity, run: Result) -> dict[str, Any]:
-    """A collected run in the form of its `result.json`: the configuration composed anew, of the curves the one kept."""
+    """Return a collected run in the form of its `result.json`, with its configuration composed again.
+
+    The evidence keeps one of the curves, `val/top1`; the others are None.
+    """
     cfg = compose_config([*run["overrides"], f"budget={identity.budget}", f"seed={identity.seed}"])
     curve = enumerate(map(float, run["history"]["val/top1"].split()))
     history = [{**dict.fromkeys(LOGGED), "epoch": epoch, "val/top1": value} for epoch, value in curve]

@@ -1,15 +1,15 @@
 """W&B dashboards as code: a workspace for a table, a report for a paper; saved to the project or written as JSON.
 
 Building one twice gives the same JSON. Saving finds the view of this name in the project and replaces it, changes that
-were made to it by hand included; W&B's "save as a new view" keeps those apart.
+were made to it by hand included; W&B's "save as a new view" keeps such changes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import wandb
@@ -24,6 +24,7 @@ from convrepro.report.dashboards.panels import colors, columns, limit, runs_of, 
 from convrepro.runs.storage import write_json
 from convrepro.tables import Results, Statics, Table, judge_claim, tally
 from convrepro.tables.render import describe_source
+from convrepro.tracking.service import answering
 from convrepro.tracking.sync import Server
 
 WORKSPACE, REPORT = "project-view", "runs"
@@ -49,16 +50,16 @@ class View:
     spec: dict[str, Any]
 
     def write(self, path: Path) -> Path:
-        """Write the view as JSON; returns where."""
+        """Write the view as JSON; returns `path`."""
         write_json(path, asdict(self))
         return path
 
     def save(self, server: Server) -> str:
-        """Put the view into the project, in the place of the one of this name; returns its address.
+        """Save the view to the project, in the place of the one of this name; returns its address.
 
-        Raises ConvReproError where that fails.
+        Raises ConvReproError where the server refuses, or does not answer in time.
         """
-        with answering():
+        with answering(server.timeout):
             create_project(server)
             return self._save(server.api, server.entity, server.cfg["project"])
 
@@ -76,28 +77,15 @@ class View:
 
 
 def create_project(server: Server) -> None:
-    """Make the project that `server` is told of where it is not there yet."""
+    """Create the project of `server` where it does not exist."""
     name = server.cfg["project"]
     if name not in server.projects:
         server.api.create_project(name, server.entity)
         server.projects.add(name)
 
 
-@contextmanager
-def answering() -> Iterator[None]:
-    """Have what W&B's client raises told in one sentence, as a ConvReproError."""
-    try:
-        yield
-    except ConvReproError:
-        raise
-    except Exception as error:
-        server = wandb.setup().settings.base_url
-        sentence = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConvReproError(f"W&B at {server} cannot be used: {sentence}") from error
-
-
 def workspace(table: Table, budget: str) -> View:
-    """The dashboard of a table's runs at a budget.
+    """Build the dashboard of a table's runs at a budget.
 
     Raises ConvReproError for a table without runs of its own.
     """
@@ -106,13 +94,14 @@ def workspace(table: Table, budget: str) -> View:
         where = f"its rows are those of {', '.join(others)}" if others else "nothing in it is trained"
         raise ConvReproError(f"{table.name} has no runs of its own for a dashboard to show; {where}")
     title = _title(table.name, budget)
+    layout = ws.SectionLayoutSettings(2, 2)
     view = ws.Workspace(
         entity="",
         project="",
         name=title,
         sections=[
-            ws.Section(name=heading, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(2, 2))
-            for heading, panels in sections(table, budget).items()
+            ws.Section(name=name, panels=cast(Any, panels), is_open=True, layout_settings=layout)
+            for name, panels in sections(table, budget).items()
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=limit(table)),
         runset_settings=ws.RunsetSettings(
@@ -134,9 +123,10 @@ def report(
     evidence: Callable[[Table], tuple[Statics, Results]],
     server: Server | None = None,
 ) -> View:
-    """A page for a paper: for each table its question, claims, verdict counts, and the panels of its runs.
+    """Build a page for a paper: for each table its question, claims, verdict counts, and the panels of its runs.
 
-    `evidence(table)` gives our counts and the results that are collected; `server` has the runs, if any.
+    `evidence(table)` returns our counts and the collected results; `server` has the runs, if there is one. Raises
+    ConvReproError where the server refuses, or does not answer in time.
     """
     title = _title(f"{paper}: published and reproduced", budget)
     blocks: list[Any] = [wr.TableOfContents()]
@@ -146,7 +136,7 @@ def report(
             blocks.append(_grid(table, budget, server))
     page = wr.Report(project="", entity="", title=title, blocks=blocks, width="fluid")
     description = f"Tables of {paper}: published values, runs at budget {budget}, verdicts"
-    with answering():  # the server is asked for the project's number
+    with answering(server.timeout) if server else nullcontext():  # the server is asked for the project's number
         if server:
             create_project(server)
         spec = page._to_model().spec
@@ -162,14 +152,14 @@ def _plain(spec: Any) -> dict[str, Any]:
 
 
 def _words(table: Table, statics: Statics, results: Results) -> list[Any]:
-    told = [f"{kind}: {_counted(counts)}" for kind, counts in tally(table, statics, results).items() if counts]
+    verdicts = [f"{kind}: {_counted(counts)}" for kind, counts in tally(table, statics, results).items() if counts]
     blocks: list[Any] = [
         wr.P(text=f"{describe_source(table.source)}. {table.question}"),
-        wr.P(text=["Verdicts of the collected evidence: ", "; ".join(told) or "none", "."]),
+        wr.P(text=["Verdicts of the collected evidence: ", "; ".join(verdicts) or "none", "."]),
     ]
     if table.claims:
         judged = [judge_claim(table, claim, statics, results) for claim in table.claims]
-        lines = [f"{v.claim.text}: {v.ours} by our values, {v.paper} by the paper's" for v in judged]
+        lines: list[Any] = [f"{v.claim.text}: {v.ours} by our values, {v.paper} by the paper's" for v in judged]
         blocks.append(wr.UnorderedList(items=lines))
     return blocks
 
@@ -179,7 +169,7 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _grid(table: Table, budget: str, server: Server | None) -> wr.PanelGrid:
-    panels = [panel for panels in sections(table, budget).values() for panel in panels]
+    panels: list[Any] = [panel for panels in sections(table, budget).values() for panel in panels]
     for number, panel in enumerate(panels):
         x, y = number * WIDTH % GRID, number * WIDTH // GRID * HEIGHT
         panel.layout = wr.Layout(x=x, y=y, w=WIDTH, h=HEIGHT)
