@@ -107,9 +107,9 @@ def make(root: Path, *folders: str) -> Path:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ([], "train is missing: ImageNet is not downloaded"),
+        ([], "train is missing: ImageNet cannot be downloaded"),
         (["train/a", "train/b", "train/c"], "val is missing"),
-        (["train/a", "val/a"], "train has 1 class folders, data.num_classes=3"),
+        (["train/a", "val/a"], "train has 1 class folders, but data.num_classes=3"),
         (["train/a", "train/b", "train/c", "val/a", "val/b", "val/d"], "class folder 'c' in only one of train and val"),
         (["train/a", "train/b", "train/c", "val/a", "val/b", "val/c"], "Found no valid file for the classes a, b, c"),
     ],

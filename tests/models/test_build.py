@@ -115,7 +115,7 @@ def test_a_name_like_no_other_and_a_hub_name_are_unknown():
         ("resnet20_cifar", {"blocks": 4}, "model resnet20_cifar cannot be built with .*blocks=4: "),
         ("vgg16_cifar", {"se_reduction": 7}, "se_reduction=7: reduction=7 must divide channels=64"),
         ("resnet18", {"pretrained": True}, "model_args.pretrained cannot be given: give a checkpoint by weights"),
-        ("resnet18", {"num_classes": 3}, "model_args.num_classes cannot be given: the data set gives it"),
+        ("resnet18", {"num_classes": 3}, "model_args.num_classes cannot be given: the data set determines it"),
     ],
 )
 def test_arguments_that_the_model_rejects(name, args, message):

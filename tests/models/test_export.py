@@ -120,8 +120,8 @@ def test_weights_of_deepshift_stay_powers_of_two(variant):
     (conv,) = [m for m in fused.modules() if isinstance(m, nn.Conv2d)]
     assert torch.equal(conv.weight, network[0].quantized_weight())
     sign_and_exponent(conv.weight)  # raises for anything else
-    assert report.kept == {"1": "behind a ShiftConv2d that keeps its weights"}
-    assert "norms kept: 1 behind a ShiftConv2d" in report.summary()
+    assert report.kept == {"1": "after a ShiftConv2d, whose weights must not change"}
+    assert "norms kept: 1 after a ShiftConv2d" in report.summary()
 
 
 @pytest.mark.parametrize("precision", ["binary", "ternary", "fixed", "shared", "xnor"])
@@ -194,14 +194,14 @@ class Uses(nn.Module):
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("output used twice", "behind a convolution that is used elsewhere, too"),
-        ("convolution called twice", "behind a convolution that is used elsewhere, too"),
-        ("norm called twice", "not behind a convolution"),
-        ("weight read", "behind a convolution that is used elsewhere, too"),
-        ("norm first", "not behind a convolution"),
+        ("output used twice", "after a convolution that is also used elsewhere"),
+        ("convolution called twice", "after a convolution that is also used elsewhere"),
+        ("norm called twice", "not after a convolution"),
+        ("weight read", "after a convolution that is also used elsewhere"),
+        ("norm first", "not after a convolution"),
         ("norm not used", "not reached by the tracing"),
         ("no statistics", "without running statistics"),
-        ("hook", "behind hooks"),
+        ("hook", "with hooks on it or on its convolution"),
         ("untraceable", "in a network that cannot be traced (TraceError)"),
         ("no affine", None),
         ("norm of two names", None),
@@ -328,10 +328,10 @@ class Noisy(nn.Module):
     ("network", "target", "message"),
     [
         (Wrong(), "kept.pt2", r"kept\.pt2 is not written: its output differs .* above 1\.0e-03"),
-        (Noisy(), "kept.pt2", r"kept\.pt2: ValueError: two evaluations of it differ"),
+        (Noisy(), "kept.pt2", r"kept\.pt2: ValueError: two evaluations of the network differ"),
         (Uses("untraceable"), "kept.pt2", r"the network cannot be exported to .*kept\.pt2: "),
         (nn.Identity(), "net.pth", r"net\.pth must end in \.onnx or \.pt2"),
-        (nn.Identity(), "nowhere/net.pt2", "nowhere is no folder"),
+        (nn.Identity(), "nowhere/net.pt2", "nowhere is not a folder"),
     ],
 )
 def test_what_is_not_equal_or_not_possible_is_refused_and_nothing_is_touched(network, target, message, tmp_path):

@@ -113,7 +113,7 @@ def test_a_name_without_digits_needs_them_given_and_files_of_one_name_do_not_mee
 def test_given_digits_come_before_those_of_the_name(server, cache):
     url = server.put("net-01234567.pth", CONTENT)
     assert locate(url, DIGEST).name == f"net-01234567-{DIGEST[:8]}.pth"
-    with pytest.raises(ConvReproError, match="are not what they were"):
+    with pytest.raises(ConvReproError, match="have changed or were cut short"):
         locate(url)
 
 
@@ -133,8 +133,8 @@ def closed_port() -> int:
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        ("another file", "are not what they were or were cut short: .*try again, or .* weights_sha256"),
-        ("cut short", "are not what they were or were cut short"),
+        ("another file", "have changed or were cut short: .*try again, or .* weights_sha256"),
+        ("cut short", "have changed or were cut short"),
         ("missing", "cannot be fetched: HTTP Error 404.*give a file by weights, or put the file at "),
         ("unreachable", "cannot be fetched: .*refused"),
         ("missing file", "cannot be fetched: "),
@@ -196,7 +196,7 @@ def test_the_digest_of_a_local_file(tmp_path):
     path = tmp_path / "net-00000000.pth"
     path.write_bytes(CONTENT)
     assert locate(path) == locate(path, DIGEST) == path, "a local name says nothing"
-    with pytest.raises(ConvReproError, match=rf"{path} have the sha256 {DIGEST}, not 01234567; it is another file"):
+    with pytest.raises(ConvReproError, match=rf"{path} have the sha256 {DIGEST}, not 01234567; the file is another"):
         locate(path, "01234567")
     with pytest.raises(ConvReproError, match=r"none.pth do not exist"):
         locate(tmp_path / "none.pth", DIGEST)

@@ -149,7 +149,7 @@ def test_weights_are_drawn_with_the_variance_of_resnext_s_code():
 @pytest.mark.parametrize(
     ("model_args", "words"),
     [
-        ({"groups": 5}, "groups=5: valid are the paper's, 1, 2, 3, 4, 8"),
+        ({"groups": 5}, "groups=5 is not a number of groups in the paper; valid: 1, 2, 3, 4, 8"),
         ({"width": 0}, "width=0 must be above 0"),
         ({"pretrained": True}, "no weights for shufflenet_v1"),
     ],

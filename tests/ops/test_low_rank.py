@@ -91,7 +91,7 @@ def test_energy_chooses_a_rank_for_each_layer() -> None:
 def test_energy_without_weights_is_refused_with_the_layers_name() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
     before = copy.deepcopy(network)
-    with pytest.raises(ConvReproError, match=r"layer '1': energy=0.9 is that of given weights: start from weights"):
+    with pytest.raises(ConvReproError, match=r"layer '1': energy=0.9 needs trained weights: start from weights"):
         replace_convs(network, "low_rank", "dense_kxk", {"rank": None, "energy": 0.9})
     assert repr(network) == repr(before)
 

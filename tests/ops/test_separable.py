@@ -75,7 +75,7 @@ def test_from_conv_is_exact_for_a_separable_convolution() -> None:
 
 def test_from_conv_refuses_a_grouped_convolution() -> None:
     with pytest.raises(
-        ValueError, match=r"groups=2: DepthwisePointwise takes the place of a dense convolution; valid: 1"
+        ValueError, match=r"groups=2: DepthwisePointwise can only replace an ungrouped convolution; valid: 1"
     ):
         DepthwisePointwise.from_conv(nn.Conv2d(4, 4, 3, groups=2))
 

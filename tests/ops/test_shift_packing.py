@@ -79,10 +79,10 @@ def test_v1_stores_the_range_in_use(weights: list[float]) -> None:
 
 def test_what_is_no_packed_weight_is_refused() -> None:
     data = pack(ShiftLinear(8, 3))
-    with pytest.raises(ValueError, match="no packed shift weight"):
+    with pytest.raises(ValueError, match="is no packed shift weight"):
         unpack(b"PK" + data)
     for broken in (data[:-1], data + b"0", data[: HEADER.size + 2]):
-        with pytest.raises(ValueError, match=f"{len(broken)} bytes is cut short or has bytes too many"):
+        with pytest.raises(ValueError, match=f"{len(broken)} bytes is cut short or has extra bytes"):
             unpack(broken)
 
 

@@ -1,13 +1,15 @@
-"""What a network costs, layer by layer, as fvcore counts it; and the same number by two other ways.
+"""The cost of a network, layer by layer, as fvcore counts it, and a comparison with two other ways to count.
 
-Conventions: one image, evaluation mode, one multiply-accumulate (MAC) is one, biases are not counted. Operators are
-counted in their `forward_exact` form, which executes the multiply-accumulates of their definition and no others (fvcore
-takes a masked weight for a dense one).
+Conventions: counts are for one image in evaluation mode. A multiply-accumulate (MAC) counts as one, and biases are not
+counted. Operators are counted in their `forward_exact` form, which executes exactly the multiply-accumulates of their
+definition (fvcore would count a masked weight as a dense one).
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +20,6 @@ from convrepro.complexity.rules import MULTIPLYING, Count, LayerCount
 from convrepro.complexity.tracing import (
     ADDITIONS,
     CONV_OUTPUTS,
-    OPERATOR,
     SCALINGS,
     Trace,
     blank_image,
@@ -26,14 +27,14 @@ from convrepro.complexity.tracing import (
     trace,
 )
 from convrepro.errors import ConvReproError
-from convrepro.ops import LINEAR_OPERATORS, ConvOperator
+from convrepro.ops import ConvOperator, LinearOperator, Operator
 
-_CLASSES = {
-    "linear": (nn.Linear, *LINEAR_OPERATORS.values()),
+_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear, LinearOperator),
     "conv": (ConvOperator, nn.modules.conv._ConvNd),
     "norm": (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm),
 }
-"""Kind of layer by the module's class; that of other modules follows from what they compute."""
+"""The kind of a layer by the class of its module. The kind of other modules follows from their operations."""
 
 _KINDS = {
     "conv": "conv",
@@ -53,40 +54,41 @@ _KINDS = {
     "upsample_bilinear2d": "resize",
     "grid_sampler": "resize",
 }
-"""Kind of layer by the operation that fvcore counted."""
+"""The kind of a layer by the operation that fvcore counted."""
 
 _STATISTICS = ("running_mean", "running_var")
 
 _PROMISES = ("dense_macs", "scaled_bias", "multiplications", "shifts")
-"""Fields of `LayerCount` that an operator itself knows."""
+"""The fields of `LayerCount` that are methods of an operator."""
 
 
 def count(model: nn.Module, input_size: tuple[int, int, int]) -> Count:
-    """Count `model` on one image of `input_size` (C, H, W); every module and every operator is a layer.
+    """Counts `model` on one image of `input_size` (C, H, W). Every module and every operator is a layer.
 
-    The model is left as it was: modes, hooks, forwards. Parameters may have any values, initialised or not, but for
-    the weight bits of an operator that depend on them (DeepShift v1).
+    The modes, hooks and forward methods of the model do not change. The values of the parameters do not matter and may
+    be uninitialised, except for an operator whose weight bits depend on them (DeepShift v1).
 
-    Raises ConvReproError where a part of the model holds an unknown number of multiply-accumulates.
+    Raises ConvReproError if a part of the model has an unknown number of multiply-accumulates.
     """
     return _count(trace(model, input_size), input_size)
 
 
 def cross_check(model: nn.Module, input_size: tuple[int, int, int]) -> Count:
-    """`count(model, input_size)`, after comparing the MACs with those of torch's FlopCounterMode (half of its FLOPs),
-    and with what each operator's `macs` promises.
+    """Returns `count(model, input_size)` after comparing its MACs with two other counts, layer by layer.
 
-    Raises ConvReproError with both numbers and the first layer that differs; and as `count` does.
+    These are half of the FLOPs of torch's FlopCounterMode, and the result of the method `macs` of each operator.
+
+    Raises ConvReproError with both numbers and the first layer that differs, and as `count` does.
     """
     traced = trace(model, input_size)
     counted = _count(traced, input_size)
-    macs = Counter()
+    macs: Counter[str] = Counter()
     for layer in counted.layers:
         macs[layer.name] += layer.macs if layer.kind in MULTIPLYING else 0
     by_torch = _torch_macs(model, traced, input_size)
     for name, module in traced.layers.items():
-        others = {"torch's FlopCounterMode": by_torch[name]}
-        if isinstance(module, OPERATOR):
+        others: dict[str, int | Fraction] = {"torch's FlopCounterMode": by_torch[name]}
+        if isinstance(module, Operator):
             others[f"{type(module).__name__}.macs()"] = _promised(traced, name, "macs")
         for source, other in others.items():
             if other != macs[name]:
@@ -100,11 +102,15 @@ def cross_check(model: nn.Module, input_size: tuple[int, int, int]) -> Count:
 def _count(traced: Trace, input_size: tuple[int, int, int]) -> Count:
     counted: set[nn.Parameter] = set()
     layers = [layer for name in traced.layers for layer in _layer_counts(traced, name, counted)]
-    return Count(tuple(input_size), tuple(layers))
+    channels, height, width = input_size
+    return Count((channels, height, width), tuple(layers))
 
 
 def _layer_counts(traced: Trace, name: str, counted: set[nn.Parameter]) -> list[LayerCount]:
-    """The layer of a module, and one for each further kind of operation in it; adds its parameters to `counted`."""
+    """Returns the layer of a module, and one more layer for each further kind of operation in the module.
+
+    The parameters of the module are added to `counted`.
+    """
     module, operations = traced.layers[name], Counter(traced.operations[name])
     conv_outputs, additions, scalings = (operations.pop(key, 0) for key in (CONV_OUTPUTS, ADDITIONS, SCALINGS))
     macs: Counter[str] = Counter()
@@ -113,7 +119,7 @@ def _layer_counts(traced: Trace, name: str, counted: set[nn.Parameter]) -> list[
     main = next((kind for kind, classes in _CLASSES.items() if isinstance(module, classes)), None)
     if main in MULTIPLYING:
         macs[main] = sum(macs.pop(kind, 0) for kind in MULTIPLYING)
-    main = main or max(macs, key=macs.get, default="other")
+    main = main or max(macs, key=lambda kind: macs[kind], default="other")
     layers = [
         LayerCount(
             name,
@@ -127,20 +133,19 @@ def _layer_counts(traced: Trace, name: str, counted: set[nn.Parameter]) -> list[
         for kind, number in {main: macs.pop(main, 0), **macs}.items()
     ]
     layers[0] = _describe(layers[0], traced, counted)
-    if not isinstance(module, OPERATOR):
+    if not isinstance(module, Operator):
         layers[0] = replace(layers[0], additions=additions, scalings=scalings)
     return layers
 
 
 def _describe(layer: LayerCount, traced: Trace, counted: set[nn.Parameter]) -> LayerCount:
-    """`layer` with the shape, the parameters and the promises of its module."""
+    """Returns `layer` with the shape and the parameters of its module and, for an operator, what its methods return."""
     module = traced.layers[layer.name]
-    is_operator = isinstance(module, OPERATOR)
-    parameters = dict(module.named_parameters(recurse=is_operator))
+    parameters = dict(module.named_parameters(recurse=isinstance(module, Operator)))
     fresh = {key: p for key, p in parameters.items() if p not in counted}
     counted.update(fresh.values())
     kernel = getattr(module, "kernel_size", None) if layer.kind == "conv" else None
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "in_channels": getattr(module, "in_channels", getattr(module, "in_features", None)),
         "out_channels": getattr(module, "out_channels", getattr(module, "out_features", None)),
         "kernel": kernel if isinstance(kernel, tuple) else (),
@@ -154,24 +159,27 @@ def _describe(layer: LayerCount, traced: Trace, counted: set[nn.Parameter]) -> L
     facts["weight_bits"] = 32 * facts["weights"]
     if facts["calls"] and (facts["kernel"] or layer.kind == "linear"):
         _, facts["out_h"], facts["out_w"] = traced.positions(layer.name)[-1]
-    if is_operator:
+    if isinstance(module, Operator):
         facts |= {field: _promised(traced, layer.name, field) for field in _PROMISES if hasattr(module, field)}
         facts["weight_bits"] = module.weight_bits()
     return replace(layer, **facts)
 
 
 def _promised(traced: Trace, name: str, method: str) -> int | Fraction:
-    """Sum of what an operator's method of (out_h, out_w) gives over its calls."""
+    """Returns the sum of an operator's method of (out_h, out_w) over the calls of the operator."""
     operator = traced.layers[name]
     return sum(images * getattr(operator, method)(h, w) for images, h, w in traced.positions(name))
 
 
 def _torch_macs(model: nn.Module, traced: Trace, input_size: tuple[int, int, int]) -> Counter[str]:
-    """Half of the FLOPs that torch counts in each layer itself, with attention as matrix products."""
+    """Returns half of the FLOPs that torch counts in each layer, without those in its submodules.
+
+    Attention is computed by matrix products, which torch can count.
+    """
     own: Counter[str] = Counter()
     running: list[tuple[str, int]] = []
 
-    def enter(name: str):
+    def enter(name: str) -> Callable[..., None]:
         return lambda *_: running.append((name, flops.get_total_flops()))
 
     def leave(*_: object) -> None:
@@ -185,6 +193,7 @@ def _torch_macs(model: nn.Module, traced: Trace, input_size: tuple[int, int, int
         for name, module in traced.layers.items():
             module.register_forward_pre_hook(enter(name))
             module.register_forward_hook(leave)
-        with torch.enable_grad():  # without, FlopCounterMode fails where a module's input is a view of a parameter
+        # With gradients disabled, FlopCounterMode fails if the input of a module is a view of a parameter.
+        with torch.enable_grad():
             model(blank_image(model, input_size))
     return Counter({name: n // 2 for name, n in own.items()})

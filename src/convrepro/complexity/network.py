@@ -1,5 +1,7 @@
 """The cost of the network that a configuration describes."""
 
+from typing import Any
+
 import torch
 
 from convrepro import complexity
@@ -8,9 +10,9 @@ from convrepro.errors import ConvReproError
 
 
 def count_network(network: torch.nn.Module, cfg: RunConfig, side: int) -> complexity.Count:
-    """The network's cost on one image of the data, `side` pixels wide and high.
+    """Counts `network` on one image of the data set, `side` pixels wide and high.
 
-    Raises ConvReproError where the network cannot take such an image, and as `complexity.count` does.
+    Raises ConvReproError if the network cannot process such an image, and as `complexity.count` does.
     """
     size = (cfg.data.channels, side, side)
     try:
@@ -18,7 +20,8 @@ def count_network(network: torch.nn.Module, cfg: RunConfig, side: int) -> comple
     except ConvReproError:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
-        own = "x".join(map(str, network.pretrained_cfg["input_size"]))
+        pretrained_cfg: Any = network.pretrained_cfg
+        own = "x".join(map(str, pretrained_cfg["input_size"]))
         raise ConvReproError(
             f"{cfg.model} cannot take an image of {'x'.join(map(str, size))} (data.image_size={cfg.data.image_size}): "
             f"{error}; it was made for {own}"

@@ -1,6 +1,7 @@
-"""How papers count: named rules from the layers of a network to one exact number.
+"""Counting rules: named functions from the layers of a network to one exact number.
 
-A table names its rule, because papers disagree on biases, normalisation and classifiers. No rule rounds.
+Papers disagree on whether biases, normalisation and classifiers count, so that each table names its rule. No rule
+rounds.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,33 +13,35 @@ from fractions import Fraction
 from convrepro.errors import ConvReproError
 
 MULTIPLYING = ("conv", "linear", "matmul")
-"""Kinds of layer that multiply and accumulate; `matmul` is a product of two activations, as in attention."""
+"""The kinds of layers that multiply and accumulate. `matmul` is a product of two activations, as in attention."""
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What one module costs for one image. A module whose operations are of several kinds has a layer for each.
+    """The cost of one module for one image. A module with operations of several kinds has one layer for each kind.
 
     Attributes:
-        name: the module's name in the model, "" for the model itself.
-        kind: "conv", "linear", "matmul", "norm", "pool", "resize", or "other" where nothing is counted.
-        operator: the module's class.
-        in_channels, out_channels, kernel, groups: as `nn.Conv2d` has them (a linear layer: its features, no kernel).
-        bias: whether it has one.
-        calls: how often it runs in one forward pass; 0 for a module that never runs.
-        out_h, out_w: output positions of its last call (a linear layer on (B, T, N): 1 and T).
+        name: the name of the module in the model, "" for the model itself.
+        kind: "conv", "linear", "matmul", "norm", "pool", "resize", or "other" if nothing is counted.
+        operator: the class of the module.
+        in_channels, out_channels, kernel, groups: those of `nn.Conv2d`; a linear layer has its features and no kernel.
+        bias: whether the module has a bias.
+        calls: how often the module is called in one forward pass; 0 for a module that is never called.
+        out_h, out_w: output positions of its last call; 1 and T for a linear layer on (B, T, N).
         macs: multiply-accumulates as fvcore counts them, summed over the calls. For "norm", "pool" and "resize" these
-            are fvcore's estimates of elementwise work, such as 2 per element of a batch norm.
-        dense_macs: those of the standard convolution that an operator stands for; else `macs`.
-        scaled_bias: biases as HetConv's tables count them (`hetconv_scaled_bias`); 0 except for convolutions.
+            are fvcore's estimates of elementwise operations, such as 2 per element of a batch norm.
+        dense_macs: the MACs of the standard convolution that an operator replaces; for other modules `macs`.
+        scaled_bias: bias additions as HetConv's tables count them (`hetconv_scaled_bias`); 0 except for convolutions.
         additions: elements of sums of two tensors of one shape, such as residual additions; 0 for an operator.
-        scalings: elements of products of feature maps with one factor for each channel, as in squeeze-and-excitation; 0
+        scalings: elements of products of feature maps and one factor for each channel, as in squeeze-and-excitation; 0
             for an operator.
-        multiplications, shifts: what `macs` of the multiplying kinds consist of.
-        params: elements of its parameters, frozen ones too; one shared by two modules is counted in the first.
-        weights: those of them that are no biases.
+        multiplications, shifts: how many of the multiplications in `macs` remain multiplications and became bit
+            shifts, for the kinds that multiply.
+        params: elements of its parameters, including frozen ones. A parameter that two modules share is counted in the
+            first of them.
+        weights: elements of those parameters that are not biases.
         statistics: elements of its running mean and variance.
-        weight_bits: bits of its weights as deployed, biases left out.
+        weight_bits: bits of its deployed weights, without biases.
     """
 
     name: str
@@ -73,50 +76,52 @@ class Count:
     layers: tuple[LayerCount, ...]
 
     def total(self, rule: str) -> int | Fraction:
-        """The exact total by the counting rule of this name; raises ConvReproError for an unknown one."""
+        """Returns the exact total by the counting rule with this name. Raises ConvReproError for an unknown rule."""
         if rule not in RULES:
             raise ConvReproError(f"counting rule {rule!r} is unknown; valid: {', '.join(RULES)}")
         return RULES[rule](self)
 
     def part(self, patterns: str) -> "Count":
-        """The layers whose name fits one of the patterns (as of file names, spaces between).
+        """Returns the layers whose name matches one of the patterns, which are shell patterns separated by spaces.
 
-        Raises ConvReproError for a pattern that no layer fits.
+        Raises ConvReproError for a pattern that no layer matches.
         """
-        words = patterns.split()
-        if unfit := [word for word in words if not any(fnmatchcase(layer.name, word) for layer in self.layers)]:
+        wanted = patterns.split()
+        if unfit := [
+            pattern for pattern in wanted if not any(fnmatchcase(layer.name, pattern) for layer in self.layers)
+        ]:
             names = [layer.name for layer in self.layers if layer.macs or layer.params]
             near = get_close_matches(unfit[0], names, cutoff=0) or names
             raise ConvReproError(f"no layer fits {unfit[0]!r}; there are {', '.join(near)} and others")
-        layers = (layer for layer in self.layers if any(fnmatchcase(layer.name, word) for word in words))
+        layers = (layer for layer in self.layers if any(fnmatchcase(layer.name, pattern) for pattern in wanted))
         return Count(self.input_size, tuple(layers))
 
     def convolutions(self) -> "Count":
-        """The convolutions with more than one output position."""
+        """Returns the convolutions with more than one output position."""
         layers = (layer for layer in self.layers if layer.kind == "conv" and layer.out_h * layer.out_w != 1)
         return Count(self.input_size, tuple(layers))
 
     def sum(self, field: str, *kinds: str) -> int | Fraction:
-        """Sum of a field of `LayerCount` over the layers of these kinds, or over all layers."""
+        """Returns the sum of a field of `LayerCount` over the layers of these kinds, or over all layers."""
         return sum(getattr(layer, field) for layer in self.layers if not kinds or layer.kind in kinds)
 
     def headline(self) -> str:
-        """The cost in a few words, such as "313.46 M MACs, 14.98 M parameters at 3x32x32"."""
+        """Returns the cost as a short text, such as "313.46 M MACs, 14.98 M parameters at 3x32x32"."""
         size = "x".join(map(str, self.input_size))
         shifts = self.total("shifts")
         saved = f" ({100 * shifts / self.total('macs'):.1f} % shifts)" if shifts else ""
         return f"{_short(self.total('macs'))} MACs{saved}, {_short(self.total('params'))} parameters at {size}"
 
     def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON: `input_size`, `totals` by rule, `layers`. A fraction is the string "a/b"."""
+        """Returns plain data for JSON: `input_size`, `totals` by rule, and `layers`. A fraction is the string "a/b"."""
         layers = [{key: _plain(value) for key, value in asdict(layer).items()} for layer in self.layers]
         totals = {name: _plain(rule(self)) for name, rule in RULES.items()}
         return {"input_size": list(self.input_size), "totals": totals, "layers": layers}
 
     def table(self) -> str:
-        """The layers that cost something, their share of what fvcore counts, and subtotals by kind.
+        """Returns a text table of the layers with a cost, their share of what fvcore counts, and subtotals by kind.
 
-        Shifts and bits of weights are shown where there are shifts.
+        Shifts and bits of weights are shown if there are shifts.
         """
         columns = ["layer", "operator", "channels", "kernel", "output", "params", "MACs", "%", "shifts", "weight bits"]
         total = self.sum("macs")
@@ -140,7 +145,7 @@ def _describe(layer: LayerCount) -> list[str]:
     return [layer.name or "(model)", layer.operator, channels, kernel, output]
 
 
-def _costs(layers: Sequence[LayerCount], total: int) -> list[str]:
+def _costs(layers: Sequence[LayerCount], total: int | Fraction) -> list[str]:
     params, macs, shifts, bits = (
         sum(getattr(layer, field) for layer in layers) for field in ("params", "macs", "shifts", "weight_bits")
     )
@@ -165,8 +170,9 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class Rule:
-    """A way of counting: `rule(count)` is an exact integer or fraction. `of`: operations, shifts,
-    parameters or bits; only figures of one kind can be compared.
+    """A way of counting: `rule(count)` returns an exact integer or fraction.
+
+    `of` is what the rule counts: operations, shifts, parameters or bits. Only counts of the same can be compared.
     """
 
     description: str
@@ -187,12 +193,12 @@ RULES: dict[str, Rule] = {
         lambda count: count.sum("macs", "conv", "linear"),
     ),
     "conv_only": Rule(
-        "multiply-accumulates of convolutions but those with a single output position, which are fully connected "
-        "layers (timm writes those of VGG so); no biases",
+        "multiply-accumulates of convolutions, except those with a single output position, which are fully connected "
+        "layers (such as timm's VGG has); no biases",
         lambda count: count.convolutions().sum("macs"),
     ),
     "two_per_mac": Rule(
-        "multiplications and additions of convolutions and linear layers, each as one",
+        "multiplications and additions of convolutions and linear layers, each counted as one",
         lambda count: 2 * count.sum("macs", "conv", "linear"),
     ),
     "fvcore": Rule(
@@ -211,12 +217,12 @@ RULES: dict[str, Rule] = {
         lambda count: count.sum("macs", "conv", "linear") + count.sum("additions") + count.sum("scalings"),
     ),
     "senet_biases": Rule(
-        "hetconv_scaled_bias, so one operation for each output of a convolution (its bias, or its batch norm's), and "
-        "one for each element that squeeze-and-excitation scales",
+        "hetconv_scaled_bias, which has one operation for each output of a convolution (its bias, or that of its batch "
+        "norm), and one operation for each element that squeeze-and-excitation scales",
         lambda count: RULES["hetconv_scaled_bias"](count) + count.sum("scalings"),
     ),
     "params": Rule(
-        "all parameters, those of normalisation and frozen ones too; no buffers",
+        "all parameters, including those of normalisation and frozen ones; no buffers",
         lambda count: count.sum("params"),
         "parameters",
     ),
@@ -236,7 +242,7 @@ RULES: dict[str, Rule] = {
         "parameters",
     ),
     "params_no_fc": Rule(
-        "all parameters but those of linear layers",
+        "all parameters except those of linear layers",
         lambda count: count.sum("params") - count.sum("params", "linear"),
         "parameters",
     ),
@@ -249,11 +255,11 @@ RULES: dict[str, Rule] = {
         "multiplications left in convolutions, linear layers and matrix products",
         lambda count: count.sum("multiplications"),
     ),
-    "shifts": Rule("bit shifts that took the place of multiplications", lambda count: count.sum("shifts"), "shifts"),
+    "shifts": Rule("bit shifts that replace multiplications", lambda count: count.sum("shifts"), "shifts"),
     "weight_bits": Rule(
-        "bits of the weights of convolutions and linear layers as deployed; no biases",
+        "bits of the deployed weights of convolutions and linear layers; no biases",
         lambda count: count.sum("weight_bits", "conv", "linear"),
         "bits",
     ),
 }
-"""Counting rules by the name that a table's metric gives in `count:`."""
+"""The counting rules, keyed by the name that the metric of a table gives in `count:`."""

@@ -1,29 +1,28 @@
-"""One traced forward pass of a network, and what fvcore counts in it, module by module.
+"""A traced forward pass of a network, with what fvcore counts in it, module by module.
 
-fvcore corrects nothing by itself: it takes what it does not know for nothing, rounds an `einsum` to four digits, and
-ignores the batch of a second matrix. Here these are counted exactly, and what is neither counted nor known to hold no
-multiply-accumulate is an error.
+fvcore counts an unknown operation as zero, rounds an `einsum` to four digits, and ignores the batch of a second matrix.
+Here `einsum` and matrix products are counted exactly, and an operation raises an error unless it is counted or is known
+to have no multiply-accumulate.
 """
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
-from convrepro.ops import LINEAR_OPERATORS, ConvOperator
+from convrepro.ops import ConvOperator, Operator
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # fvcore scripts its losses on import; torch.jit is deprecated
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore scripts its losses on import, and torch.jit is deprecated.
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import conv_flop_count, get_shape
-
-OPERATOR = (ConvOperator, *LINEAR_OPERATORS.values())
 
 _FREE = {
     "arithmetic on single elements": """
@@ -49,11 +48,11 @@ _FREE = {
 }
 
 FREE_OPERATIONS = frozenset(name for names in _FREE.values() for name in names.split())
-"""ATen operations that hold no multiply-accumulate, in place or not, besides those that fvcore itself ignores."""
+"""ATen operations without multiply-accumulates, in place or not, in addition to those that fvcore itself ignores."""
 
 CONV_OUTPUTS, ADDITIONS, SCALINGS = "conv_outputs", "additions", "scalings"
-"""Counted beside the multiply-accumulates: output elements of convolutions, of sums of two tensors of one shape, and of
-products of feature maps with one factor for each channel."""
+"""What is counted besides the multiply-accumulates: output elements of convolutions, of sums of two tensors of one
+shape, and of products of feature maps and one factor for each channel."""
 
 Shape = tuple[int, ...]
 
@@ -64,9 +63,9 @@ class Trace:
 
     Attributes:
         layers: the modules by name, each once, without those inside an operator.
-        operations: what fvcore counted in each module itself (an operator: with what it contains), by operation;
-            besides, `CONV_OUTPUTS`, `ADDITIONS` and `SCALINGS`.
-        outputs: shape of the output tensor of each call.
+        operations: what fvcore counted in each module, by operation, and `CONV_OUTPUTS`, `ADDITIONS` and `SCALINGS`.
+            The counts of a module do not include its submodules, except for an operator.
+        outputs: the shapes of the output tensors of all calls of each module.
     """
 
     layers: dict[str, nn.Module]
@@ -74,7 +73,10 @@ class Trace:
     outputs: dict[str, list[Shape]]
 
     def positions(self, name: str) -> list[tuple[int, int, int]]:
-        """(images, out_h, out_w) of each call of a convolution or a linear layer; for (B, T, N) it is (1, B, T)."""
+        """Returns (images, out_h, out_w) for each call of a convolution or a linear layer.
+
+        For the output (B, T, N) of a linear layer it is (1, B, T).
+        """
         kernel, shapes = getattr(self.layers[name], "kernel_size", None), self.outputs[name]
         if kernel is None:
             return [(1, *_plane(shape[:-1])) for shape in shapes]
@@ -87,14 +89,14 @@ def _plane(shape: Shape) -> tuple[int, int]:
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
-    """Trace `model` on one image (C, H, W).
+    """Traces `model` on one image (C, H, W).
 
-    Raises ConvReproError for an operation that holds an unknown number of multiply-accumulates.
+    Raises ConvReproError for an operation with an unknown number of multiply-accumulates.
     """
     layers = dict(_layers(model))
     outputs: dict[str, list[Shape]] = {name: [] for name in layers}
 
-    def record(shapes: list[Shape]):
+    def record(shapes: list[Shape]) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
             if isinstance(output, Tensor):
                 shapes.append(_shape(output))
@@ -119,16 +121,19 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
 
 
 def _shape(output: Tensor) -> Shape:
-    """The shape as integers; while tracing they would be tensors, slow to make and part of the trace."""
+    """Returns the shape as integers. While tracing, they would be tensors, which are slow and part of the trace."""
     tracing = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # missing in torch's stubs
     shape = tuple(output.shape)
-    torch._C._set_tracing_state(tracing)
+    torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
     return shape
 
 
 def blank_image(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
-    """Zeros (1, C, H, W) on the model's device and in its dtype; raises ConvReproError where none can go through it."""
+    """Returns zeros (1, C, H, W) on the device and in the dtype of the model.
+
+    Raises ConvReproError if `input_size` is not three positive integers, or if the model is on the meta device.
+    """
     if len(input_size) != 3 or not all(isinstance(size, int) and size > 0 for size in input_size):
         raise ConvReproError(f"input_size={input_size!r} must be three positive integers: channels, height, width")
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -139,16 +144,16 @@ def blank_image(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
 
 @contextmanager
 def counting_form(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode, without gradients, `forward_exact` in the place of `forward`.
+    """Puts `model` into evaluation mode, disables gradients, and replaces `forward` by `forward_exact`.
 
-    On leaving, modes and forwards are as before, and the hooks that were added are gone (fvcore leaves its own where
-    the model raises).
+    On exit, the modes and forward methods are restored, and all hooks that were added inside the context are removed
+    (fvcore leaves its own hooks if the model raises an error).
     """
     modules = list(model.modules())
     modes = [(module, module.training) for module in modules]
     hooks = [h for module in modules for h in (module._forward_hooks, module._forward_pre_hooks)]
     hook_ids = [set(registered) for registered in hooks]
-    exact = [module for module in modules if _has_exact_form(module)]
+    exact: list[Any] = [module for module in modules if _has_exact_form(module)]
     forwards = [(module, module.__dict__.get("forward")) for module in exact]
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -182,13 +187,13 @@ def _layers(module: nn.Module, name: str = "", seen: set[nn.Module] | None = Non
         return
     seen.add(module)
     yield name, module
-    if not isinstance(module, OPERATOR):
+    if not isinstance(module, Operator):
         for child, submodule in module.named_children():
             yield from _layers(submodule, f"{name}.{child}" if name else child, seen)
 
 
 def _own(inclusive: dict[str, Counter[str]], layers: dict[str, nn.Module]) -> dict[str, Counter[str]]:
-    """What each layer did itself, from counters that include the layers below it."""
+    """Returns the counts of each layer without its submodules, from counts that include them."""
     own = {name: Counter(inclusive[name]) for name in layers}
     for name in filter(None, layers):
         own[name.rpartition(".")[0]].subtract(inclusive[name])
@@ -205,7 +210,10 @@ def _place(layers: dict[str, nn.Module], name: str) -> str:
 
 
 def _convolution(inputs: list, outputs: list) -> Counter[str]:
-    """aten::_convolution (with 12 or 13 arguments) and aten::_convolution_mode (7: padding="same", not transposed)."""
+    """Counts aten::_convolution and aten::_convolution_mode.
+
+    The first has 12 or 13 arguments. The second, for padding="same", has 7 and is never transposed.
+    """
     shape = get_shape(outputs[0])
     transposed = len(inputs) > 7 and inputs[6].toIValue()
     macs = conv_flop_count(get_shape(inputs[0]), get_shape(inputs[1]), shape, transposed)
@@ -213,13 +221,13 @@ def _convolution(inputs: list, outputs: list) -> Counter[str]:
 
 
 def _add(inputs: list, outputs: list) -> Counter[str]:
-    """Residual additions; a number, a bias or another broadcast term is no residual, nor is arithmetic on sizes."""
+    """Counts residual additions, which add two tensors of one shape, but no additions of numbers or biases."""
     first, second = get_shape(inputs[0]), get_shape(inputs[1])
     return Counter({ADDITIONS: math.prod(first)}) if first == second and first else Counter()
 
 
 def _mul(inputs: list, outputs: list) -> Counter[str]:
-    """Products of feature maps (B, C, ...) with factors (B, C, 1, ...), in either order."""
+    """Counts products of feature maps (B, C, ...) and factors (B, C, 1, ...), in either order."""
     shape = get_shape(outputs[0]) or []
     per_channel = [*shape[:2], *[1] * len(shape[2:])]
     scaled = len(shape) > 2 and per_channel in (get_shape(inputs[0]), get_shape(inputs[1]))
@@ -231,7 +239,7 @@ def _matmul(inputs: list, outputs: list) -> int:
 
 
 def _einsum(inputs: list, outputs: list) -> int:
-    """One product for each combination of the indices of two operands."""
+    """Counts one product for each combination of the indices of two operands."""
     equation = inputs[0].toIValue().replace(" ", "")
     operands = equation.split("->")[0].split(",")
     if len(operands) > 2 or "." in equation:

@@ -1,4 +1,4 @@
-"""Image sets as batches that are ready to train on: one `ImageData` for every set."""
+"""Image sets as batches for training. `ImageData` provides every set."""
 
 from convrepro.data.module import ImageData
 

@@ -1,4 +1,4 @@
-"""Sets that are folders of image files, one folder for each class, such as ImageNet."""
+"""Image sets that are folders of image files, with one folder for each class, such as ImageNet."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from convrepro.data.loader import AUGMENT, Batch, Normalize, stream
 from convrepro.errors import ConvReproError
 
 FOLDERS = {"imagenet": "ImageNet"}  # set -> title
-SPLIT_FOLDER = {"train": "train", "test": "val"}  # ImageNet's test labels are not public
+SPLIT_FOLDER = {"train": "train", "test": "val"}  # The labels of ImageNet's test set are not public.
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,25 @@ class FolderSplit:
     labels: Tensor
 
     def take(self, indices: Tensor) -> "FolderSplit":
-        """The examples at `indices`, in that order."""
+        """Returns the examples at `indices`, in this order."""
         return FolderSplit([self.paths[i] for i in indices.tolist()], self.labels[indices])
 
 
 def check_folder(root: Path, title: str, num_classes: int) -> None:
-    """Raises ConvReproError where root/train or root/val is missing, or lacks the same `num_classes` class folders."""
+    """Raises ConvReproError unless root/train and root/val exist and have the same `num_classes` class folders."""
     classes = {}
     for name in SPLIT_FOLDER.values():
         folder = root / name
         if not folder.is_dir():
             raise ConvReproError(
-                f"{folder} is missing: {title} is not downloaded, so put its class folders there or name the folder "
-                "that holds train and val with data.root"
+                f"{folder} is missing: {title} cannot be downloaded, so put its class folders there, or set data.root "
+                "to the folder that holds train and val"
             )
         classes[name] = {path.name for path in folder.iterdir() if path.is_dir()}
         if len(classes[name]) != num_classes:
             raise ConvReproError(
-                f"{folder} has {len(classes[name])} class folders, data.num_classes={num_classes}: they must agree"
+                f"{folder} has {len(classes[name])} class folders, but data.num_classes={num_classes}: set it to the "
+                "number of folders, or restore the folders"
             )
     if differing := sorted(classes["train"] ^ classes["val"]):
         raise ConvReproError(f"{root} has the class folder {differing[0]!r} in only one of train and val: restore it")
@@ -72,7 +73,7 @@ def _files(folder: Path, name: str) -> Iterator[str]:
 
 
 def load_folder(root: Path, split: str) -> FolderSplit:
-    """The "train" or "test" images below `root`; raises ConvReproError where a class has none."""
+    """Returns the "train" or "test" images in `root`. Raises ConvReproError if a class has no images."""
     try:
         folder = ImageFolder(root / SPLIT_FOLDER[split])
     except FileNotFoundError as error:
@@ -81,7 +82,10 @@ def load_folder(root: Path, split: str) -> FolderSplit:
 
 
 class _Examples(Dataset):
-    """Example -> (uint8 image (3, S, S), label); what is random depends on (seed, epoch, example) alone."""
+    """Maps the index of an example to its uint8 image (3, S, S) and label.
+
+    The random numbers of the transform depend only on (seed, epoch, example).
+    """
 
     def __init__(self, split: FolderSplit, transform: Callable, seed: int, epoch: int) -> None:
         self.split, self.transform, self.seed, self.epoch = split, transform, seed, epoch
@@ -94,7 +98,7 @@ class _Examples(Dataset):
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow raises the second for a broken PNG
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG.
             raise ConvReproError(f"{path} is no readable image ({error}): restore it") from error
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.set_state(stream(self.seed, self.epoch, AUGMENT + index).get_state())
@@ -102,10 +106,11 @@ class _Examples(Dataset):
 
 
 class FolderSource:
-    """Batches of a folder split, decoded by `num_workers` processes (0: in this one) and normalised on the device.
+    """Provides batches of a folder split, decoded by `num_workers` processes and normalised on the device.
 
-    train: a random resized crop to (size, size), and a flip with probability 1/2 if `flip`; else: the shorter side
-    resized to size * 8/7 (256 for 224), then the centre.
+    With num_workers=0 the images are decoded in the calling process. With `train`, an image is a random resized crop of
+    (size, size), flipped with probability 1/2 if `flip` is True. Otherwise its shorter side is resized to size * 8/7
+    (256 for 224), and the centre is cropped.
     """
 
     def __init__(
@@ -121,7 +126,8 @@ class FolderSource:
         device: torch.device | str = "cpu",
     ) -> None:
         if train:
-            steps = [v2.RandomResizedCrop(image_size, antialias=True)] + [v2.RandomHorizontalFlip()] * flip
+            steps: list[v2.Transform] = [v2.RandomResizedCrop(image_size, antialias=True)]
+            steps += [v2.RandomHorizontalFlip()] * flip
         else:
             steps = [v2.Resize(image_size * 8 // 7, antialias=True), v2.CenterCrop(image_size)]
         self._transform = v2.Compose([*steps, v2.PILToTensor()])
@@ -140,23 +146,26 @@ class FolderSource:
             batch_sampler=[index.tolist() for index in indices],
             num_workers=self._num_workers,
             pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),  # it would draw from the global one
-            worker_init_fn=_outlast,
+            generator=torch.Generator(),  # Without it, the loader draws from the global random state.
+            worker_init_fn=_ignore_sigterm,
         )
-        for images, labels in _sentences(loader):
+        for images, labels in _with_plain_errors(loader):
             images = images.to(self._device, non_blocking=True).permute(0, 2, 3, 1)
             yield self._normalize(images), labels.to(self._device)
 
 
-def _outlast(worker: int) -> None:
-    """Have a worker go on where a cluster sends SIGTERM to all processes: the one that trains decides when to end."""
+def _ignore_sigterm(worker: int) -> None:
+    """Makes a worker ignore SIGTERM.
+
+    A cluster sends it to all processes of a job, and the training process decides when to end.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _sentences(loader: DataLoader) -> Iterator[list[Tensor]]:
-    """The loader's batches; a worker's ConvReproError without the traceback that it comes back with."""
+def _with_plain_errors(loader: DataLoader) -> Iterator[list[Tensor]]:
+    """Yields the batches of the loader; a ConvReproError of a worker is raised again without the worker's traceback."""
     try:
         yield from loader
     except ConvReproError as error:
-        sentence = str(error).rpartition(f"{ConvReproError.__name__}: ")[2].strip()
-        raise ConvReproError(sentence) from error
+        message = str(error).rpartition(f"{ConvReproError.__name__}: ")[2].strip()
+        raise ConvReproError(message) from error

@@ -1,4 +1,4 @@
-"""Batches whose order depends on (seed, epoch) alone, so that a run can stop anywhere and go on with the same data."""
+"""Batches whose order depends only on (seed, epoch), so that a run can stop anywhere and resume with the same data."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,29 +12,30 @@ from convrepro.errors import ConvReproError
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32, labels (B,) int64
 
-ORDER, AUGMENT = 0, 1  # the random streams of an epoch
+ORDER, AUGMENT = 0, 1  # The numbers of the random streams of an epoch.
 
 
 def stream(seed: int, epoch: int, number: int) -> torch.Generator:
-    """A generator of its own for (seed, epoch, number); the global random state is neither read nor moved."""
+    """Returns a separate generator for (seed, epoch, number). The global random state is neither read nor changed."""
     state = np.random.SeedSequence((seed, epoch, number)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 class Source(Protocol):
-    """Where batches come from."""
+    """A source of batches."""
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Returns the number of examples."""
 
     def batches(self, indices: Iterable[Tensor], epoch: int) -> Iterator[Batch]:
-        """One batch for each tensor of example indices, augmented as (epoch, example) says."""
+        """Yields one batch for each tensor of example indices. The augmentation depends only on (epoch, example)."""
 
 
 class Normalize:
-    """uint8 images (B, H, W, C) in 0 to 255 -> float32 (B, C, H, W) in 0 to 1, then (x - mean) / std where given.
+    """Converts uint8 images (B, H, W, C) to float32 (B, C, H, W) in 0 to 1, then to (x - mean) / std if they are given.
 
-    The memory format is channels_last where C > 1. Equals torchvision's ToTensor and Normalize, to the bit.
+    The memory format is channels_last if C > 1. The result equals that of torchvision's ToTensor and Normalize bit for
+    bit.
     """
 
     def __init__(self, mean: Sequence[float] = (), std: Sequence[float] = (), device: torch.device | str = "cpu"):
@@ -50,13 +51,14 @@ class Normalize:
 
 
 class BatchLoader:
-    """The training batches of one device: a new order every epoch, the last and smaller batch included.
+    """The training batches of one device, in a new order every epoch, including the last, smaller batch.
 
-    Batch b is the same share of the same `world_size * batch_size` examples whatever the number of devices; where
-    their number does not divide, the epoch's first examples fill up, so that all devices have equally many.
+    Batch b of all devices together consists of the same `world_size * batch_size` examples for any number of devices.
+    If the number of devices does not divide the number of examples, the first examples of the epoch are repeated, so
+    that all devices have equally many.
 
-    Lightning sets the epoch through `sampler`, and saves and restores `state_dict`: a run that is resumed inside an
-    epoch continues with the next batch.
+    Lightning sets the epoch through `sampler`, and saves and restores `state_dict`, so that a run that is resumed
+    inside an epoch continues with the next batch.
     """
 
     def __init__(self, source: Source, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -66,7 +68,7 @@ class BatchLoader:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self._position = (0, 0)  # epoch, number of its batches that were handed out
+        self._position = (0, 0)  # The epoch, and the number of its batches that were yielded.
         self._resuming = False
 
     def __len__(self) -> int:
@@ -74,15 +76,15 @@ class BatchLoader:
 
     @property
     def sampler(self) -> "BatchLoader":
-        """Itself: Lightning calls `loader.sampler.set_epoch(epoch)` before each epoch's first batch."""
+        """The loader itself. Lightning calls `loader.sampler.set_epoch(epoch)` before the first batch of each epoch."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration is of; read when its first batch is asked for."""
+        """Sets the epoch of the next iteration, which reads it at its first batch."""
         self.epoch = epoch
 
     def order(self, epoch: int) -> Tensor:
-        """The example indices of this device in `epoch`, (ceil(examples / world_size),) int64."""
+        """Returns the indices of the examples of this device in `epoch`, (ceil(examples / world_size),) int64."""
         order = torch.randperm(len(self.source), generator=stream(self.seed, epoch, ORDER))
         share = math.ceil(len(order) / self.world_size)
         return order[torch.arange(self.rank, share * self.world_size, self.world_size) % len(order)]
@@ -98,15 +100,15 @@ class BatchLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, how many of its batches were handed out, and what decides which they were."""
+        """Returns the epoch, the number of its batches that were yielded, and the values that determine the order."""
         epoch, batch = self._position
         return {"epoch": epoch, "batch": batch, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue behind the batch at which `state` was taken.
+        """Continues after the batch at which `state` was saved.
 
-        Raises ConvReproError where the rest of that epoch would be other data: another seed, batch size, number of
-        devices or of examples.
+        Raises ConvReproError if the remaining data of that epoch would be different, because the seed, the batch size,
+        the number of devices or the number of examples is different.
         """
         saved = {key: state[key] for key in self._identity()}
         inside = 0 < state["batch"] < math.ceil(saved["examples"] / saved["global_batch"])
@@ -124,14 +126,17 @@ class BatchLoader:
 
 
 class EvalLoader:
-    """The evaluation batches of one device, in order: every example once over all devices, and equally many batches.
+    """The evaluation batches of one device, in order.
 
-    The batches of a device differ in size by at most one. Raises ConvReproError for fewer examples than devices.
+    All devices together have every example once, and every device has the same number of batches. The batches of a
+    device differ in size by at most one. Raises ConvReproError if there are fewer examples than devices.
     """
 
     def __init__(self, source: Source, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if len(source) < world_size:
-            raise ConvReproError(f"{len(source)} test examples are too few for {world_size} devices")
+            raise ConvReproError(
+                f"{len(source)} test examples are too few for {world_size} devices; valid: up to {len(source)} devices"
+            )
         batches = math.ceil(len(source) / (world_size * batch_size))
         share = torch.arange(len(source)).tensor_split(world_size)[rank]
         self.source = source

@@ -1,12 +1,13 @@
 """Writes the bundled sample: python -m convrepro.data.make_sample FOLDER
 
-FOLDER holds the four .gz IDX files of Fashion-MNIST (MIT licence, Zalando SE 2017), for instance those of Debian's
-package dataset-fashion-mnist.
+FOLDER holds the four .gz IDX files of Fashion-MNIST (MIT licence, Zalando SE 2017), such as those of Debian's package
+dataset-fashion-mnist.
 """
 
 import gzip
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ EXAMPLES = {"train": 6_000, "test": 1_000}
 PREFIX = {"train": "train", "test": "t10k"}
 
 
-def sample_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of the sample: {train,test}_images (N, 28, 28) and {train,test}_labels (N,), all uint8."""
+def sample_arrays(folder: Path) -> dict[str, Any]:
+    """Returns the arrays of the sample: {train,test}_images (N, 28, 28) and {train,test}_labels (N,), all uint8."""
     arrays = {}
     for split, examples in EXAMPLES.items():
         paths = [folder / f"{PREFIX[split]}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]

@@ -1,4 +1,4 @@
-"""Images in memory, on the device that trains: cropping, flipping and normalising take one batch at a time."""
+"""Image sets in memory, on the training device. Cropping, flipping and normalising process one batch at a time."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,10 +11,11 @@ from convrepro.data.sets import Split
 
 
 class MemorySource:
-    """Batches of a split that fits in memory.
+    """Provides batches of a split that fits in memory.
 
-    `crop_padding` p: zeros around the image, then a crop of its size at one of the (2p+1)^2 places; `flip`: left to
-    right with probability 1/2. Both are drawn for each example and epoch from `seed`.
+    With `crop_padding` p, p zeros are added on each side of an image, and a crop of the original size is taken at one
+    of the (2p+1)^2 positions. With `flip`, an image is flipped left to right with probability 1/2. Both are drawn from
+    `seed` for each example and epoch.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class MemorySource:
         p = crop_padding
         padded = F.pad(split.images.to(device), (0, 0, p, p, p, p)).contiguous()
         image, row, column, channel = padded.stride()
-        # every crop of every image as a view: (N, 2p+1, 2p+1, H, W, C)
+        # A view of every crop of every image: (N, 2p+1, 2p+1, H, W, C).
         self._crops = padded.as_strided(
             (n, 2 * p + 1, 2 * p + 1, height, width, channels), (image, row, column, row, column, channel)
         )
@@ -44,7 +45,7 @@ class MemorySource:
         return len(self._labels)
 
     def draws(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For each example its crop's first row and column (N,) int64 and whether it is flipped (N,) bool."""
+        """Returns the first row and column of each example's crop, (N,) int64, and whether it is flipped, (N,) bool."""
         generator = stream(self._seed, epoch, AUGMENT)
         rows, columns = torch.randint(self._crops.shape[1], (2, len(self)), generator=generator)
         flips = torch.rand(len(self), generator=generator) < (0.5 if self._flip else 0)

@@ -1,7 +1,8 @@
-"""The one data module: any set by name, ready for Lightning."""
+"""The LightningDataModule for all image sets."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import lightning as L
 import torch
@@ -16,24 +17,31 @@ from convrepro.errors import ConvReproError
 SAMPLE = "fashion-sample"
 NAMES = (*SETS, *FOLDERS, SAMPLE)
 AUGMENT_KEYS = {"flip", "crop_padding"}
+AnySplit = TypeVar("AnySplit", Split, FolderSplit)
 
 
 class ImageData(L.LightningDataModule):
-    """Training and test batches of an image set: images (B, C, H, W) float32 on the training device, labels (B,).
+    """The training and test batches of an image set: images (B, C, H, W) float32 on the training device, labels (B,).
 
-    The test set is the validation set too, as papers report test accuracy. Nothing is read before `setup`.
+    The validation set is the test set, because papers report test accuracy. No data is read before `setup`.
 
-    name: one of `NAMES`. root: the folder that holds the set. download: fetch it there where it is missing.
-    verify: refuse files that are not the original bytes (md5); False takes any copy of the same layout.
-    channels, image_size, num_classes: what the network expects; the set must agree.
-    mean, std: per channel, on the scale 0 to 1; used if `normalize`.
-    batch_size: per device. augment: {flip: bool, crop_padding: pixels}, for training only.
-    train_examples, test_examples: a fixed, class-balanced subset of this size, the same for every seed.
-    sample: feed the bundled Fashion-MNIST sample in the set's shape instead, whatever `name` says.
-    num_workers: processes that decode image files; sets in memory need none.
+    Args:
+        name: one of `NAMES`.
+        root: the folder that holds the set.
+        download: whether to download the set to `root` if it is missing.
+        verify: whether to reject files whose md5 is not that of the original. False accepts any copy with this layout.
+        channels, image_size, num_classes: the values that the network expects, which must be those of the set.
+        mean, std: one value per channel, on the scale 0 to 1; used if `normalize` is True.
+        batch_size: the batch size of each device.
+        augment: {flip: bool, crop_padding: pixels}, for training only.
+        train_examples, test_examples: the size of a fixed, class-balanced subset, which is the same for every seed.
+        sample: whether to use the bundled Fashion-MNIST sample, in the shape of the set, instead of the set.
+        num_workers: the number of processes that decode image files; sets in memory do not need any.
 
     Raises ConvReproError for a value outside its range or in conflict with the set.
     """
+
+    name: str
 
     def __init__(
         self,
@@ -62,15 +70,21 @@ class ImageData(L.LightningDataModule):
             raise ConvReproError(f"data.name={name!r} is unknown; valid: {', '.join(NAMES)}")
         if set(augment) != AUGMENT_KEYS:
             raise ConvReproError(f"augment={dict(augment)} must have exactly the keys {sorted(AUGMENT_KEYS)}")
-        at_least = {
-            1: {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "channels": channels}
-            | {"image_size": image_size, "train_examples": train_examples, "test_examples": test_examples},
+        at_least: dict[int, dict[str, int | None]] = {
+            1: {
+                "batch_size": batch_size,
+                "eval_batch_size": eval_batch_size,
+                "channels": channels,
+                "image_size": image_size,
+                "train_examples": train_examples,
+                "test_examples": test_examples,
+            },
             0: {"seed": seed, "num_workers": num_workers, "crop_padding": augment["crop_padding"]},
         }
         for least, values in at_least.items():
-            for word, value in values.items():
+            for argument, value in values.items():
                 if value is not None and value < least:
-                    raise ConvReproError(f"{word}={value} must be at least {least}")
+                    raise ConvReproError(f"{argument}={value} must be at least {least}")
         if not len(mean) == len(std) == channels or min(std) <= 0:
             raise ConvReproError(
                 f"data.mean={list(mean)} and data.std={list(std)} must have one value for each of the {channels} "
@@ -89,9 +103,10 @@ class ImageData(L.LightningDataModule):
         self.sample = sample or name == SAMPLE
         self.num_workers = num_workers
         self._splits: dict[str, Split | FolderSplit] = {}
-        self._agree()
+        self._check_shape()
 
-    def _agree(self) -> None:
+    def _check_shape(self) -> None:
+        """Raises ConvReproError if the set does not have the expected shape."""
         if self.sample:
             agreed = self.num_classes >= bundled.NUM_CLASSES
             rule = f"the bundled sample needs data.num_classes >= {bundled.NUM_CLASSES}"
@@ -108,7 +123,7 @@ class ImageData(L.LightningDataModule):
             raise ConvReproError(f"data has {given}, crop_padding={self.crop_padding}, but {rule}")
 
     def check(self) -> None:
-        """Raises ConvReproError where the set is not there and will not be downloaded; reads no image."""
+        """Raises ConvReproError if the set is missing and will not be downloaded. It reads no image."""
         if self.sample:
             return
         if self.name in FOLDERS:
@@ -127,28 +142,31 @@ class ImageData(L.LightningDataModule):
         return None if self.verify else SETS[self.name].digest(self.root)
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to; Lightning calls this in one process of each node."""
+        """Downloads the missing files if `download` is True. Lightning calls this in one process of each node."""
         if self.download and not self.sample and self.name in SETS:
             SETS[self.name].download(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read both splits, once."""
+        """Reads both splits. Further calls do nothing."""
         if not self._splits:
             self._splits = {split: self._load(split) for split in ("train", "test")}
 
     def _load(self, split: str) -> Split | FolderSplit:
         if self.sample:
-            data, title = bundled.load_sample(split), "the bundled sample"
-        elif self.name in FOLDERS:
+            sample = self._subset(bundled.load_sample(split), split, "the bundled sample")
+            return bundled.fit_to(sample, self.channels, self.image_size)
+        if self.name in FOLDERS:
             self.check()
-            data, title = load_folder(self.root, split), FOLDERS[self.name]
-        else:
-            known = SETS[self.name]
-            data, title = known.load(self.root, split, self.verify), known.title
-        if (examples := self.examples[split]) is not None:
-            chosen = balanced_subset(data.labels.numpy(), examples, f"the {split} split of {title}")
-            data = data.take(torch.from_numpy(chosen))
-        return bundled.fit_to(data, self.channels, self.image_size) if self.sample else data
+            return self._subset(load_folder(self.root, split), split, FOLDERS[self.name])
+        known = SETS[self.name]
+        return self._subset(known.load(self.root, split, self.verify), split, known.title)
+
+    def _subset(self, data: AnySplit, split: str, title: str) -> AnySplit:
+        """Returns the class-balanced subset of `data` that `train_examples` or `test_examples` asks for."""
+        if (examples := self.examples[split]) is None:
+            return data
+        chosen = balanced_subset(data.labels.numpy(), examples, f"the {split} split of {title}")
+        return data.take(torch.from_numpy(chosen))
 
     def train_dataloader(self) -> BatchLoader:
         return BatchLoader(self._source("train"), self.batch_size, self.seed, *self._place())
@@ -178,5 +196,11 @@ class ImageData(L.LightningDataModule):
                 num_workers=self.num_workers,
                 device=device,
             )
-        augment = {"flip": self.flip, "crop_padding": self.crop_padding} if train else {}
-        return MemorySource(data, normalize, seed=self.seed, device=device, **augment)
+        return MemorySource(
+            data,
+            normalize,
+            flip=train and self.flip,
+            crop_padding=self.crop_padding if train else 0,
+            seed=self.seed,
+            device=device,
+        )

@@ -1,4 +1,4 @@
-"""The bundled sample of Fashion-MNIST: 6,000 + 1,000 images for a run that takes seconds and downloads nothing."""
+"""The bundled sample of Fashion-MNIST: 6,000 + 1,000 images for a run that takes seconds and needs no download."""
 
 from pathlib import Path
 from zipfile import BadZipFile
@@ -15,9 +15,9 @@ NUM_CLASSES = 10
 
 
 def load_sample(split: str) -> Split:
-    """The "train" (6,000) or "test" (1,000) images as (N, 28, 28, 1); every start of it is class balanced.
+    """Returns the "train" (6,000) or "test" (1,000) images as (N, 28, 28, 1). Their first n are balanced for every n.
 
-    Raises ConvReproError where the installed file is missing or broken.
+    Raises ConvReproError if the installed file is missing or broken.
     """
     try:
         with np.load(SAMPLE, allow_pickle=False) as arrays:
@@ -28,7 +28,7 @@ def load_sample(split: str) -> Split:
 
 
 def fit_to(split: Split, channels: int, image_size: int) -> Split:
-    """The grey images of `split`, resized (bilinear, antialiased) to (N, image_size, image_size, channels)."""
+    """Resizes the grey images of `split` (bilinear, antialiased) to (N, image_size, image_size, channels)."""
     images = split.images.permute(0, 3, 1, 2)
     if images.shape[-2:] != (image_size, image_size):
         images = resize(images, [image_size, image_size], antialias=True)

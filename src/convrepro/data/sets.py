@@ -1,4 +1,4 @@
-"""The sets that fit in memory: where their files lie, how they are checked, and how they become tensors."""
+"""The image sets that fit in memory: the location of their files, checks, and conversion to tensors."""
 
 import hashlib
 import io
@@ -31,19 +31,20 @@ class Split(NamedTuple):
     labels: Tensor
 
     def take(self, indices: Tensor) -> "Split":
-        """The examples at `indices`, in that order."""
+        """Returns the examples at `indices`, in this order."""
         return Split(self.images[indices], self.labels[indices])
 
 
 def balanced_subset(labels: np.ndarray, examples: int, what: str) -> np.ndarray:
-    """Indices of `examples` examples: the start of one fixed order that takes the classes (N,) in turn.
+    """Returns the indices of `examples` examples, the first of a fixed order that cycles through the classes (N,).
 
-    The same for every run and seed; a smaller subset is the start of a larger one, and the class counts differ by at
-    most one until a class runs out. Raises ConvReproError where there are fewer examples; `what` names them.
+    The order is the same for every run and seed. A smaller subset is the beginning of a larger one, and the class
+    counts differ by at most one until a class has no more examples. Raises ConvReproError if there are fewer examples;
+    the message calls the set `what`.
     """
     if examples > len(labels):
         raise ConvReproError(f"{examples} examples are asked for, but {what} has {len(labels)}")
-    order = np.random.RandomState(0).permutation(len(labels))  # RandomState's stream never changes
+    order = np.random.RandomState(0).permutation(len(labels))  # numpy guarantees the stream of RandomState.
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
     turn = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -51,32 +52,34 @@ def balanced_subset(labels: np.ndarray, examples: int, what: str) -> np.ndarray:
 
 
 def parse_idx(raw: bytes, path: Path) -> np.ndarray:
-    """The uint8 array in an IDX file: zero, zero, type 8, number of dimensions, big-endian sizes, then the values.
+    """Returns the uint8 array in an IDX file.
 
-    Raises ConvReproError, naming `path`, where the header is another one or the length disagrees with it.
+    The file has two zero bytes, the type 8, the number of dimensions, the big-endian sizes, and the values. Raises
+    ConvReproError, which names `path`, for another header and for a length that does not fit the header.
     """
     dimensions = raw[3] if len(raw) > 3 and raw[:3] == b"\0\0\x08" else 0
     start = 4 + 4 * dimensions
     shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, start, 4)]
     if not shape or len(raw) != start + math.prod(shape):
-        raise ConvReproError(f"{path} is no whole IDX file of bytes ({len(raw)} bytes): restore or remove it")
+        raise ConvReproError(f"{path} is no whole IDX file of uint8 values ({len(raw)} bytes): restore or remove it")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles plain values and numpy arrays; refuses every other name, so that a file cannot run code."""
+    """Unpickles plain values and numpy arrays, and rejects every other name, so that a file cannot execute code."""
 
     def find_class(self, module: str, name: str) -> object:
-        module = module.replace("numpy.core.", "numpy._core.")  # the originals were written by an older numpy
+        module = module.replace("numpy.core.", "numpy._core.")  # An older numpy wrote the original files.
         if (module, name) not in _ARRAY_GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither a value nor an array")
         return super().find_class(module, name)
 
 
 def parse_cifar(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 32, 32, 3) and labels (N,) of a CIFAR python batch; nothing in the file is executed.
+    """Returns the images (N, 32, 32, 3) and labels (N,) of a CIFAR python batch, without executing code from the file.
 
-    Raises ConvReproError, naming `path`, where it is truncated, no such batch, or asks for more than arrays.
+    Raises ConvReproError, which names `path`, if the file is truncated, is not such a batch, or contains other objects
+    than plain values and arrays.
     """
     try:
         batch = _ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
@@ -84,7 +87,7 @@ def parse_cifar(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
         labels = np.asarray(batch["labels"] if "labels" in batch else batch["fine_labels"])
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} images, {len(labels)} labels")
-    except Exception as error:  # a broken pickle may raise anything
+    except Exception as error:  # A broken pickle can raise anything.
         reason = f"{type(error).__name__}: {error}"
         raise ConvReproError(f"{path} is no readable CIFAR batch ({reason}): restore or remove it") from error
     return images, labels
@@ -102,7 +105,7 @@ def _read_cifar(files: Iterable[tuple[Path, bytes]]) -> tuple[np.ndarray, np.nda
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set as files below the data folder, laid out as torchvision does."""
+    """An image set as files in the data folder, with the layout of torchvision."""
 
     title: str
     folder: str
@@ -111,16 +114,16 @@ class ImageSet:
     counts: Mapping[str, int]  # split -> number of examples
     files: Mapping[str, Mapping[str, str]]  # split -> file name -> md5
     read: Reader
-    source: type[datasets.VisionDataset] | None  # what downloads it; None: nothing does
-    stand_in: str = ""  # how to ask for a known copy that is not the original
+    source: Callable[..., object] | None  # the class that downloads it, or None if it cannot be downloaded
+    stand_in: str = ""  # the override that selects a known copy that is not the original
 
     def missing(self, root: Path) -> list[Path]:
-        """The files that are not below `root`."""
+        """Returns the files that are missing in `root`."""
         paths = [root / self.folder / name for names in self.files.values() for name in names]
         return [path for path in paths if not path.is_file()]
 
     def check(self, root: Path, download: bool) -> None:
-        """Raises ConvReproError where a file is missing and is not going to be downloaded."""
+        """Raises ConvReproError if a file is missing and will not be downloaded."""
         missing = self.missing(root)
         if missing and not (download and self.source):
             raise self._is_missing(missing[0])
@@ -133,10 +136,10 @@ class ImageSet:
         )
 
     def download(self, root: Path) -> None:
-        """Fetch the files that are missing; those that are there stay as they are.
+        """Downloads the files that are missing, and does not change those that exist.
 
-        A file appears whole or not at all, so that jobs that fetch the same set at the same time do not disturb each
-        other. Raises ConvReproError where it cannot be fetched or stored.
+        A file appears complete or not at all, so that jobs can download the same set at the same time. Raises
+        ConvReproError if a file cannot be downloaded or stored.
         """
         missing = self.missing(root)
         if not missing:
@@ -168,9 +171,10 @@ class ImageSet:
         return digest.hexdigest()
 
     def load(self, root: Path, split: str, verify: bool) -> Split:
-        """The "train" or "test" split; `verify` refuses every file whose md5 is not the original's.
+        """Returns the "train" or "test" split. `verify` rejects every file whose md5 is not that of the original.
 
-        Raises ConvReproError for a file that is missing, foreign or broken, and for wrong counts, shapes or labels.
+        Raises ConvReproError for a file that is missing, broken or not the original, and for wrong counts, shapes or
+        labels.
         """
         images, labels = self.read(self._contents(root, split, verify))
         where = f"the {split} files in {root / self.folder}"

@@ -1,1 +1,1 @@
-"""Networks: built by name, their convolutions replaced, their weights loaded, exported."""
+"""Networks: building by name, replacing convolutions, loading weights, exporting."""

@@ -1,9 +1,10 @@
-"""Builds a network: any timm model or one of the zoo, its convolutions replaced, its weights loaded."""
+"""Building of networks: any model of timm or of the zoo, with replaced convolutions and loaded weights."""
 
 import difflib
 import inspect
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -15,23 +16,23 @@ from convrepro.models.surgery import SurgeryReport, replace_convs
 from convrepro.models.weights import differences, locate, read_checkpoint, state_of, unwrapped
 
 RESERVED = {
-    "num_classes": "the data set gives it",
-    "in_chans": "the data set gives it",
+    "num_classes": "the data set determines it",
+    "in_chans": "the data set determines it",
     "pretrained": "give a checkpoint by weights",
     "checkpoint_path": "give a checkpoint by weights",
 }
 
 READERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
-"""What timm's modules call the function that renames the keys of other projects' checkpoints, such as torchvision's."""
+"""Names of the functions in timm's modules that rename the keys of checkpoints of other projects (torchvision's)."""
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of timm's models and the zoo's that match a shell pattern, sorted."""
+    """Returns the names of the models of timm and of the zoo that match a shell pattern, sorted."""
     return timm.list_models(pattern)
 
 
 def build_network(cfg: RunConfig) -> tuple[nn.Module, SurgeryReport]:
-    """The network of `cfg` with its convolutions replaced, and what was."""
+    """Returns the network of `cfg` with its convolutions replaced, and the report of the replacement."""
     return build(
         cfg.model,
         conv=cfg.conv.model_dump(),
@@ -48,36 +49,39 @@ def build_network(cfg: RunConfig) -> tuple[nn.Module, SurgeryReport]:
 def build(
     name: str,
     *,
-    conv: Mapping[str, object],
+    conv: Mapping[str, Any],
     num_classes: int,
     in_chans: int = 3,
     se_reduction: int | None = None,
     init: str = "torch",
     weights: str | None = None,
     weights_sha256: str | None = None,
-    model_args: Mapping[str, object] | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, SurgeryReport]:
-    """The timm model `name` with its convolutions replaced, and the report of what was.
+    """Builds the model `name` with its convolutions replaced; returns it and the report of the replacement.
 
-    `conv` holds the operator's `name`, the rule `where`, and the operator's knobs. `se_reduction` puts
-    squeeze-and-excitation behind each replaced convolution; where a network has its own places for it, as those of the
-    zoo, they are asked for by `model_args`. `init` is the scheme for fresh layers (see `ops.init`).
+    `conv` holds the `name` of the operator, the rule `where`, and the knobs of the operator. `se_reduction` adds
+    squeeze-and-excitation after each replaced convolution; networks of the zoo that define their own positions for it
+    take the reduction in `model_args` instead. `init` is the scheme for fresh layers (see `ops.init`).
 
-    `weights` is a checkpoint, a file or a URL (see `weights.locate`, with `weights_sha256`): of a run of this project,
-    a plain state dict, {"state_dict": ...}, or safetensors. If its keys are those of the network as timm builds it, or
-    become them by timm's own reader, as those of torchvision do, it is loaded there, and the replaced layers take
-    their weights from that. Otherwise they must be those of the network with the operator in place, which takes from
-    them what an earlier conversion decided layer by layer, as low rank's energy its ranks.
+    `weights` is a checkpoint, given as a file or a URL (see `weights.locate`, also for `weights_sha256`). It may be a
+    checkpoint of a run of this project, a plain state dict, {"state_dict": ...}, or a safetensors file. If its keys
+    are those of the network as timm builds it, or if timm's own reader renames them to those (as it does for
+    torchvision's), the checkpoint is loaded first, and the replaced layers are converted from it. Otherwise its keys
+    must be those of the network with the operator in place. The operators then have the sizes that an earlier
+    conversion selected layer by layer, such as the ranks of `LowRankConv2d` for an energy.
 
-    Raises ConvReproError for an unknown name, arguments that the model rejects, a checkpoint that is missing, not
-    readable, of another digest or of another network, or that a run of this project trained with another model, other
-    `model_args` or, but for the operator "standard", another `conv`, and as `surgery.replace_convs` does.
+    Raises ConvReproError for an unknown name, for arguments that the model rejects, for a checkpoint that is missing,
+    unreadable, has another digest or belongs to another network, and for a checkpoint of this project that was trained
+    with another model, other `model_args` or (unless its operator is "standard") another `conv`. It also raises as
+    `surgery.replace_convs` does.
     """
     network = _create(name, num_classes, in_chans, model_args or {})
-    knobs = {word: value for word, value in conv.items() if word not in ("name", "where")}
+    knobs = {key: value for key, value in conv.items() if key not in ("name", "where")}
 
-    def swap(**words: object) -> SurgeryReport:
-        return replace_convs(network, conv["name"], conv["where"], knobs, se_reduction=se_reduction, init=init, **words)
+    def swap(**kwargs: Any) -> SurgeryReport:
+        where = conv["where"]
+        return replace_convs(network, conv["name"], where, knobs, se_reduction=se_reduction, init=init, **kwargs)
 
     if weights is None:
         return network, swap()
@@ -105,52 +109,57 @@ def build(
     return network, report
 
 
-def _create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str, object]) -> nn.Module:
+def _create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         names = timm.list_models()
         near = [n for n in names if n.startswith(name)][:3] or difflib.get_close_matches(name, names, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConvReproError(f"model {name!r} is neither in timm nor in the zoo{hint}")
-    for word in model_args:
-        if word in RESERVED:
-            raise ConvReproError(f"model_args.{word} cannot be given: {RESERVED[word]}")
+    for key in model_args:
+        if key in RESERVED:
+            raise ConvReproError(f"model_args.{key} cannot be given: {RESERVED[key]}")
     try:
         return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **model_args)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         given = {"num_classes": num_classes, "in_chans": in_chans, **model_args}
-        words = ", ".join(f"{word}={value!r}" for word, value in given.items())
-        raise ConvReproError(f"model {name} cannot be built with {words}: {error}") from error
+        arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        raise ConvReproError(f"model {name} cannot be built with {arguments}: {error}") from error
 
 
 def _renamed(name: str, state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """`state` in the keys of `network`: as it is where they fit, else by the reader of the module that defines it."""
+    """Returns `state` with the keys of `network`.
+
+    If its keys do not fit, they are renamed by the reader of the module that defines the network, if it has one.
+    """
     if not differences(network, state):
         return state
     module = sys.modules[timm.model_entrypoint(name).__module__]
-    reader = next((getattr(module, word) for word in READERS if hasattr(module, word)), None)
+    reader = next((getattr(module, function) for function in READERS if hasattr(module, function)), None)
     if reader is None:
         return state
     arguments = (dict(state), network)[: len(inspect.signature(reader).parameters)]
     try:
         return reader(*arguments)
-    except Exception:  # the readers take their keys for granted, and fail in many ways on those of another network
+    except Exception:  # The readers do not check their keys and fail in many ways on those of another network.
         return state
 
 
 def _check_settings(
-    weights: str, settings: object, name: str, conv: Mapping[str, object], model_args: Mapping[str, object]
+    weights: str, settings: object, name: str, conv: Mapping[str, Any], model_args: Mapping[str, Any]
 ) -> None:
-    """Refuse a checkpoint of this project for another model, with other arguments, than it was trained with.
+    """Raises ConvReproError if a checkpoint of this project was trained with another model or other arguments.
 
-    One of an operator is refused for another operator, or other knobs, too; one of plain convolutions starts any. What
-    other projects call settings is none of this project's, and older checkpoints do not tell the arguments.
+    A checkpoint of an operator is also rejected for another operator or other knobs; a checkpoint of standard
+    convolutions can start any operator. Settings in the format of another project are ignored. Older checkpoints of
+    this project do not contain the arguments.
     """
     match settings:
-        case {"model": model, "conv": {"name": operator, **knobs}}:
-            trained, given = {"model": model}, {"model": name}
+        case {"model": model, "conv": {"name": operator, **knobs}, **others}:
+            trained: dict[str, object] = {"model": model}
+            given: dict[str, object] = {"model": name}
         case _:
             return
-    if isinstance(arguments := settings.get("model_args"), Mapping):
+    if isinstance(arguments := others.get("model_args"), Mapping):
         trained |= {f"model_args.{key}": value for key, value in arguments.items()}
         given |= {f"model_args.{key}": value for key, value in model_args.items()}
     if operator != "standard":

@@ -1,6 +1,4 @@
-"""Networks for inference: each operator in its leanest form, norms folded into the convolutions before them; and
-their files, for `torch.export` and ONNX.
-"""
+"""Networks for inference: deployed operators, norms folded into convolutions, and export to `torch.export` and ONNX."""
 
 import copy
 import importlib
@@ -11,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from timm.layers import BatchNormAct2d, get_notrace_functions, get_notrace_modules
@@ -21,17 +20,36 @@ from convrepro.ops.base import fold_bias_, scaled
 
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 TOLERANCE = 1e-3
-"""Largest difference, over the largest magnitude of the output, at which an exported network counts as equal. Where the
-network in float32 is further from itself in float64, four times that.
+"""The largest difference, relative to the largest magnitude of the output, of an exported network that counts as equal.
+
+If four times the difference between the network in float32 and in float64 is larger, this is the tolerance.
 """
 
 CHECKED_BATCHES = (1, 3)
 
 
+@runtime_checkable
+class Deployable(Protocol):
+    """A module that has a form for inference, as operators have."""
+
+    def deployed(self) -> nn.Module: ...
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A module that can apply a scale and a shift to its output by its weights, as operators can."""
+
+    def fold_(self, scale: Tensor, shift: Tensor) -> bool: ...
+
+
 @dataclass
 class FuseReport:
-    """What `fuse` did: the names of operators that got their form for inference, and of batch norms that were folded
-    away; for each that was not, why.
+    """The result of `fuse`.
+
+    Attributes:
+        deployed: names of the operators that were replaced by their form for inference.
+        folded: names of the batch norms that were folded.
+        kept: the reason for each batch norm that was not folded, keyed by its name.
     """
 
     deployed: list[str] = field(default_factory=list)
@@ -39,27 +57,28 @@ class FuseReport:
     kept: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """One line: the number of operators, of norms folded, and of norms kept for each reason."""
+        """Returns one line: the number of deployed operators, of folded norms, and of kept norms for each reason."""
         text = f"{len(self.deployed)} operators deployed, {len(self.folded)} norms folded"
         reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(self.kept.values()).items())
         return f"{text}; norms kept: {reasons}" if reasons else text
 
 
 def fuse(network: nn.Module) -> tuple[nn.Module, FuseReport]:
-    """A copy of `network` for inference, which gives what `network` gives in evaluation mode, and what was done.
+    """Returns a copy of `network` for inference, and a report. The copy computes what `network` computes in eval mode.
 
-    Operators become plain layers, their weights resolved (`deployed`). A batch norm (timm's with an activation, too) is
-    folded into the convolution before it where nothing else uses that convolution's output or weight, as far as the
-    weights may change: those of DeepShift stay powers of two and those of few bits stay their codes, so that the norms
-    behind them remain. Convolutions are operators and layers of the very class `nn.Conv2d`. The pairs are found by
-    tracing; in a network that cannot be traced, no norm is folded. `network` itself is not changed.
+    Operators become plain layers (`deployed`). A batch norm, including timm's batch norm with an activation, is folded
+    into the convolution before it if nothing else uses the output or the weight of that convolution. A convolution is
+    an operator or a layer whose class is exactly `nn.Conv2d`. Norms after DeepShift and low-precision operators are
+    kept, because the weights have to stay powers of two and codes of few bits. The pairs are found by tracing; in a
+    network that cannot be traced, no norm is folded. `network` itself is not changed.
     """
     holder = nn.ModuleDict({"network": copy.deepcopy(network).eval().requires_grad_(False)})
     fused, report = holder["network"], FuseReport()
     made = _fold_norms(fused, report)
     for name, module in fused.named_modules():
-        if hasattr(module, "deployed"):
-            made[module] = module.deployed()
+        form = module.deployed() if isinstance(module, Deployable) else None
+        if form is not None:
+            made[module] = form
             report.deployed.append(name)
     for place, module in list(holder.named_modules(remove_duplicate=False)):
         if module in made:
@@ -68,67 +87,72 @@ def fuse(network: nn.Module) -> tuple[nn.Module, FuseReport]:
 
 
 class _Tracer(fx.Tracer):
-    """Calls of convolutions, operators and what timm says not to trace are single steps."""
+    """A tracer that records operators, and modules that timm excludes from tracing, as single calls."""
 
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
-        whole = hasattr(module, "deployed") or isinstance(module, tuple(get_notrace_modules()))
+        whole = isinstance(module, (Deployable, *get_notrace_modules()))
         return whole or super().is_leaf_module(module, module_qualified_name)
 
 
 def _fold_norms(network: nn.Module, report: FuseReport) -> dict[nn.Module, nn.Module]:
-    """Fold norms into the convolutions of `network`; returns what each folded norm has to give way to."""
-    left: dict[nn.Module, nn.Module] = {}
-    norms = {module: name for name, module in network.named_modules() if type(module) in NORMS}
+    """Folds norms into the convolutions of `network`; returns the module that replaces each folded norm."""
+    replacements: dict[nn.Module, nn.Module] = {}
+    norms = {
+        module: name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and type(module) in NORMS
+    }
     if not norms:
-        return left
+        return replacements
     try:
         graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(network)
-    except Exception as error:  # there is nothing that a network does not raise when it is traced
+    except Exception as error:  # Tracing an arbitrary network can raise anything.
         report.kept = dict.fromkeys(norms.values(), f"in a network that cannot be traced ({type(error).__name__})")
-        return left
-    called = {node: network.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
+        return replacements
+    called = {node: network.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
     calls = Counter(called.values())
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     report.kept = dict.fromkeys(norms.values(), "not reached by the tracing")
     for node, norm in called.items():
-        if norm not in norms:
+        if not isinstance(norm, nn.BatchNorm2d) or norm not in norms:
             continue
         before, name = node.all_input_nodes[0], norms[norm]
         conv = called.get(before)
-        if type(conv) is not nn.Conv2d and not hasattr(conv, "fold_"):
-            report.kept[name] = "not behind a convolution"
+        if conv is None or (type(conv) is not nn.Conv2d and not isinstance(conv, Foldable)):
+            report.kept[name] = "not after a convolution"
         elif calls[conv] > 1 or calls[norm] > 1 or len(before.users) > 1 or before.target in read:
-            report.kept[name] = "behind a convolution that is used elsewhere, too"
+            report.kept[name] = "after a convolution that is also used elsewhere"
         elif reason := _fold(conv, norm):
             report.kept[name] = reason
         else:
             del report.kept[name]
             report.folded.append(name)
-            left[norm] = _remainder(norm)
-    return left
+            replacements[norm] = _remainder(norm)
+    return replacements
 
 
 def _fold(conv: nn.Module, norm: nn.BatchNorm2d) -> str | None:
-    """Fold `norm` into `conv`, or say why not."""
-    if norm.running_var is None:
+    """Folds `norm` into `conv`; returns the reason if this is not possible, else None."""
+    if norm.running_var is None or norm.running_mean is None:
         return "without running statistics"
     if any(module._forward_pre_hooks or module._forward_hooks for module in (conv, norm)):
-        return "behind hooks"
+        return "with hooks on it or on its convolution"
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.affine:
         scale = scale * norm.weight
     shift = -norm.running_mean * scale
     if norm.affine:
         shift = shift + norm.bias
-    if type(conv) is not nn.Conv2d:
-        return None if conv.fold_(scale, shift) else f"behind a {type(conv).__name__} that keeps its weights"
-    conv.weight = scaled(conv.weight, scale)
-    fold_bias_(conv, scale, shift, conv.weight.dtype)
+    if isinstance(conv, Foldable):
+        return None if conv.fold_(scale, shift) else f"after a {type(conv).__name__}, whose weights must not change"
+    if isinstance(conv, nn.Conv2d):
+        conv.weight = scaled(conv.weight, scale)
+        fold_bias_(conv, scale, shift, conv.weight.dtype)
     return None
 
 
 def _remainder(norm: nn.BatchNorm2d) -> nn.Module:
-    """What is left of a folded norm."""
+    """Returns the module that replaces a folded norm: its dropout and activation, if it has them."""
     return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
 
 
@@ -136,8 +160,11 @@ def _remainder(norm: nn.BatchNorm2d) -> nn.Module:
 class Exported:
     """A file with a network for inference.
 
-    difference: the largest between its output and that of the network in evaluation mode, on random images in batches
-    of 1 and 3, over the largest magnitude of the output.
+    Attributes:
+        path: the file.
+        fused: the report of `fuse`.
+        difference: the largest difference between its output and that of the network in evaluation mode, relative to
+            the largest magnitude of the output, on random images in batches of 1 and 3.
     """
 
     path: Path
@@ -146,13 +173,14 @@ class Exported:
 
 
 def check_target(path: Path) -> None:
-    """Raise ConvReproError where `path` ends in nothing that `export` writes, its folder does not exist, or packages
-    for it are missing.
+    """Raises ConvReproError if `export` cannot write `path`.
+
+    This is the case for another suffix, a folder that does not exist, and missing packages.
     """
     if path.suffix not in _FORMATS:
-        raise ConvReproError(f"{path} must end in {' or '.join(_FORMATS)}, which says what to write")
+        raise ConvReproError(f"{path} must end in {' or '.join(_FORMATS)}, which selects the format")
     if not path.parent.is_dir():
-        raise ConvReproError(f"{path} cannot be written: {path.parent} is no folder")
+        raise ConvReproError(f"{path} cannot be written: {path.parent} is not a folder; create it first")
     if path.suffix == ".onnx":
         try:
             for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -162,13 +190,14 @@ def check_target(path: Path) -> None:
 
 
 def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
-    """Write the fused `network` (see `fuse`) to `path`, for images like `example` (B, C, H, W) in batches of any size.
+    """Writes the fused `network` (see `fuse`) to `path`, for images like `example` (B, C, H, W) in batches of any size.
 
-    A .pt2 is written by `torch.export.save`, a .onnx by `torch.onnx.export`. It is read again and run, by
-    `torch.export.load` or onnxruntime, before it takes its place; on a difference from `network` nothing is written.
+    `torch.export.save` writes a .pt2 and `torch.onnx.export` a .onnx. The file is loaded and run, by
+    `torch.export.load` or onnxruntime, before it gets its final name. If its output differs from that of `network`,
+    no file is written.
 
-    `network` and `example` are on the CPU. Raises ConvReproError for another suffix, missing packages, a network that
-    cannot be exported or written, and a difference that is too large (see `_differences`).
+    `network` and `example` must be on the CPU. Raises ConvReproError for another suffix, for missing packages, for a
+    network that cannot be exported or written, and for a difference that is too large (see `_differences`).
     """
     path = Path(path)
     check_target(path)
@@ -182,7 +211,7 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
             partial.replace(path)
     except OSError as error:
         raise ConvReproError(f"{path} cannot be written: {error}") from error
-    except Exception as error:  # there is nothing that exporters do not raise
+    except Exception as error:  # The exporters can raise anything.
         reason = str(error).strip().partition("\n")[0]
         raise ConvReproError(f"the network cannot be exported to {path}: {type(error).__name__}: {reason}") from error
     finally:
@@ -196,15 +225,16 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
 
 
 def load(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
-    """What computes the logits (B, num_classes) of images (B, C, H, W) by the network in a file that `export` wrote.
+    """Loads a file that `export` wrote; returns a function from images (B, C, H, W) to logits (B, num_classes).
 
-    threads: of onnxruntime, 0: its own choice; `torch.export.load` has those of torch.
+    `threads` is the number of threads of onnxruntime, where 0 leaves the choice to onnxruntime. A .pt2 uses the threads
+    of torch.
     """
     return _FORMATS[path.suffix][1](path, threads)
 
 
 def _write(fused: nn.Module, example: Tensor, path: Path) -> None:
-    images = example.new_zeros(2, *example.shape[1:])  # a batch of 1 would be taken for a constant
+    images = example.new_zeros(2, *example.shape[1:])  # A batch size of 1 would become a constant.
     with _quiet():
         program = torch.export.export(fused, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         _FORMATS[path.suffix][0](program, path)
@@ -227,7 +257,7 @@ def _load_onnx(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Threads that wait for work by spinning would take the cores from whoever runs in turns with this network.
+    # Threads that spin while they wait would take the cores from a network that runs in turn with this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
@@ -237,15 +267,21 @@ def _load_program(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
     return torch.export.load(path).module()
 
 
-_FORMATS = {".onnx": (_save_onnx, _load_onnx), ".pt2": (torch.export.save, _load_program)}
+def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+_FORMATS = {".onnx": (_save_onnx, _load_onnx), ".pt2": (_save_program, _load_program)}
 
 
 @torch.inference_mode()
 def _differences(network: nn.Module, run: Callable[[Tensor], Tensor], example: Tensor) -> tuple[float, float]:
-    """The largest difference of outputs over their largest magnitude, and that of the network from itself in float64.
+    """Returns two relative differences: between `run` and `network`, and between `network` in float32 and float64.
 
-    Where inputs of layers are rounded, a sum that lies on the edge between two numbers falls to either side, and no two
-    programs agree. How far that leads shows in higher precision. Raises ValueError where two evaluations differ.
+    Both are relative to the largest magnitude of the output. If layers round their inputs, a sum close to the boundary
+    between two numbers can be rounded to either of them, and no two programs agree. The second difference shows how
+    large this effect is; it is 0 if the first one is within the tolerance. Raises ValueError if two evaluations of
+    `network` differ.
     """
     reference, generator = copy.deepcopy(network).eval(), torch.Generator().manual_seed(0)
     batches = [torch.randn(n, *example.shape[1:], generator=generator, dtype=example.dtype) for n in CHECKED_BATCHES]
@@ -255,7 +291,7 @@ def _differences(network: nn.Module, run: Callable[[Tensor], Tensor], example: T
 
     expected = outputs(reference)
     if not torch.equal(outputs(reference), expected):
-        raise ValueError("two evaluations of it differ, so that nothing can be compared with it")
+        raise ValueError("two evaluations of the network differ, so that its export cannot be checked")
 
     def distance(other: Tensor) -> float:
         return float((other - expected).abs().max() / expected.abs().max())
@@ -268,7 +304,7 @@ def _differences(network: nn.Module, run: Callable[[Tensor], Tensor], example: T
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters tell about themselves."""
+    """Suppresses warnings and log messages of the exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

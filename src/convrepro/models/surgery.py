@@ -1,32 +1,34 @@
-"""Surgery: puts another operator in the place of a built model's convolutions, as a paper's rule selects them."""
+"""Surgery: replaces the convolutions of a built model, which the rule of a paper selects, by another operator."""
 
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
-from convrepro.ops import LINEAR_OPERATORS, OPERATORS, SqueezeExciteConv, conv_arguments
+from convrepro.ops import LINEAR_OPERATORS, OPERATORS, SqueezeExciteConv, conv_arguments, linear_arguments
 from convrepro.ops import knobs as knobs_of
 
 Layer = nn.Conv2d | nn.Linear
+T = TypeVar("T")
 
 GATES = {"SqueezeExcite", "SqueezeExcitation", "SEModule", "EffectiveSEModule", "EcaModule"}
-"""Class names of the attention that may stand between a depthwise and its pointwise convolution, and stays."""
+"""Class names of channel attention, which may lie between a depthwise and a pointwise convolution and is kept."""
 
 
 class NothingToReplace(ConvReproError):
-    """A rule that selects no layer of a model."""
+    """Raised if a rule selects no layer of a model."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Which layers a paper replaces: those of some kinds, or the depthwise-pointwise pairs."""
+    """Which layers a paper replaces: those of the given kinds, or the pairs of depthwise and pointwise convolutions."""
 
     description: str
     kinds: frozenset[str] = frozenset()
@@ -51,7 +53,7 @@ WHERE: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Swap:
-    """One replaced layer: its name in the model, and the `repr` of what was and of what is there."""
+    """One replaced layer: its name in the model, and the `repr` of the modules before and after the replacement."""
 
     name: str
     before: str
@@ -60,7 +62,7 @@ class Swap:
 
 @dataclass
 class SurgeryReport:
-    """What `replace_convs` did: `kept` gives the reason for each convolution that it left as it was."""
+    """The result of `replace_convs`. `kept` holds the reason for each convolution that was not replaced."""
 
     operator: str
     where: str
@@ -68,7 +70,7 @@ class SurgeryReport:
     kept: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """One line: how many layers were replaced, and how many were kept for which reason."""
+        """Returns one line: how many layers were replaced, and how many were kept for each reason."""
         if not self.replaced:
             return f"{self.operator}: no layer replaced"
         text = f"{self.operator} at {self.where}: {len(self.replaced)} replaced"
@@ -77,7 +79,7 @@ class SurgeryReport:
 
 @dataclass(frozen=True)
 class _Site:
-    """A place for an operator: `dense` has the shape to give it, the `merged` modules become `nn.Identity`."""
+    """A layer to replace. The operator gets the shape of `dense`; the `merged` modules become `nn.Identity`."""
 
     name: str
     dense: Layer
@@ -88,28 +90,29 @@ def replace_convs(
     model: nn.Module,
     operator: str,
     where: str,
-    knobs: Mapping[str, object] | None = None,
+    knobs: Mapping[str, Any] | None = None,
     *,
     se_reduction: int | None = None,
     init: str = "torch",
     convert: bool = False,
     state: Mapping[str, Tensor] | None = None,
 ) -> SurgeryReport:
-    """Replace, in place, the layers of `model` that the rule `where` selects by `operator`; say what was replaced.
+    """Replaces the layers of `model` that the rule `where` selects by `operator`, in place; returns a report.
 
-    Each new layer has the shape, bias, device, dtype, mode, memory format and frozen state of the one it replaces. Its
-    weights are fresh, drawn by the scheme `init` (see `ops.init`), or with `convert` taken from the replaced layer as
-    far as the operator can represent them (`from_conv`, `from_linear`). With `se_reduction`, squeeze-and-excitation
-    with that reduction follows each new convolution. The operator "standard" leaves the layers as they are, and adds
-    squeeze-and-excitation where asked to. `state` has the tensors, by name, that the model is to load afterwards: from
-    them an operator takes what its conversion decides layer by layer (`for_state`).
+    Each new layer has the shape, bias, device, dtype, training mode, memory format and frozen state of the layer that
+    it replaces. Its weights are drawn by the scheme `init` (see `ops.init`). With `convert` they are converted from the
+    replaced layer instead, as closely as the operator can represent them (`from_conv`, `from_linear`). With
+    `se_reduction`, squeeze-and-excitation with this reduction follows each new convolution. The operator "standard"
+    keeps the layers and only adds squeeze-and-excitation, if `se_reduction` is given. `state` is a state dict that the
+    model will load afterwards; the operators get the sizes that an earlier conversion selected layer by layer
+    (`for_state`).
 
-    Not replaced, and reported as kept: variants of `nn.Conv2d` and `nn.Linear` that are classes of their own, layers
-    whose parent reads their weight itself, and pairs with a module that the model uses elsewhere, too.
+    Some layers are kept and reported as such: layers of subclasses of `nn.Conv2d` and `nn.Linear`, layers whose weight
+    is read by the module that contains them, and pairs with a module that the model also uses elsewhere.
 
-    Raises NothingToReplace where the rule selects no layer. Raises ConvReproError for an unknown operator, rule or
-    knob; where every layer that the rule selects has to be kept; with the layer's name where the operator refuses it;
-    and where `convert` has no meaning. The model is then as it was before.
+    Raises NothingToReplace if the rule selects no layer. Raises ConvReproError for an unknown operator, rule or knob,
+    if every selected layer has to be kept, if the operator rejects a layer (the message names it), and if weights
+    cannot be converted by the rule. The model is then unchanged.
     """
     rule = _choose(WHERE, where, "where rule")
     _check_knobs(operator, _choose(OPERATORS, operator, "operator"), knobs or {})
@@ -119,35 +122,38 @@ def replace_convs(
     if convert and operator != "standard" and rule.pairs:
         raise ConvReproError(
             f"weights cannot be carried over by rule {where}: the norm and activation between the two convolutions "
-            "are dropped; start without weights, or from those of the replaced network"
+            "are dropped; start without weights, or from weights of the replaced network"
         )
 
     kinds = layer_kinds(model)
     sites = _select(model, rule, kinds, linear=operator in LINEAR_OPERATORS)
-    places = Counter(child for parent in model.modules() for child in parent._modules.values())
+    places = Counter(child for parent in model.modules() for child in parent._modules.values() if child is not None)
     refused = {site.name: reason for site in sites if (reason := _refusal(model, site, places))}
     sites = [site for site in sites if site.name not in refused]
     if not sites:
         raise (ConvReproError if refused else NothingToReplace)(_nothing(model, where, kinds, refused))
 
+    def make(site: _Site, layer: Layer, name: str) -> Any:
+        """Returns the operator that will have the name `name`."""
+        if operator == "standard":
+            return layer
+        own = None if state is None else _below(state, name)
+        return _make(operator, site.dense, layer, knobs or {}, init, convert, own)
+
     memory_format = _memory_format(model)
-    fresh = {}
+    fresh: dict[str, nn.Module] = {}
     for site in sites:
-        layer = model.get_submodule(site.name)
+        layer = _layer(model, site.name)
         try:
-            excited = se_reduction is not None and isinstance(layer, nn.Conv2d)
-            if operator == "standard":
-                new = layer
+            if se_reduction is not None and isinstance(layer, nn.Conv2d):
+                made = SqueezeExciteConv(make(site, layer, f"{site.name}.conv"), se_reduction)
             else:
-                own = None if state is None else _below(state, f"{site.name}.conv" if excited else site.name)
-                new = _make(operator, site.dense, layer, knobs or {}, init, convert, own)
-            if excited:
-                new = SqueezeExciteConv(new, se_reduction)
+                made = make(site, layer, site.name)
         except ValueError as error:
             raise ConvReproError(f"layer {site.name!r}: {error}") from error
-        fresh[site.name] = new.train(layer.training).to(memory_format=memory_format)
+        fresh[site.name] = made.train(layer.training).to(memory_format=memory_format)
 
-    new = {}
+    new: dict[str, nn.Module] = {}
     for site in sites:
         merged = () if operator == "standard" else site.merged
         convs = [name for name in merged if name in kinds]
@@ -160,13 +166,13 @@ def replace_convs(
     return report
 
 
-def _choose(choices: Mapping[str, object], name: str, word: str) -> object:
+def _choose(choices: Mapping[str, T], name: str, category: str) -> T:
     if name not in choices:
-        raise ConvReproError(f"{word} {name!r} does not exist; valid: {', '.join(choices)}")
+        raise ConvReproError(f"{category} {name!r} does not exist; valid: {', '.join(choices)}")
     return choices[name]
 
 
-def _check_knobs(name: str, operator: type[nn.Module], knobs: Mapping[str, object]) -> None:
+def _check_knobs(name: str, operator: type[nn.Module], knobs: Mapping[str, Any]) -> None:
     valid = knobs_of(operator)
     unknown = [knob for knob in knobs if knob not in valid]
     if unknown:
@@ -174,7 +180,7 @@ def _check_knobs(name: str, operator: type[nn.Module], knobs: Mapping[str, objec
 
 
 def layer_kinds(model: nn.Module) -> dict[str, str]:
-    """The kind of each convolution and linear layer, by name, in the order of the model."""
+    """Returns the kind of each convolution and linear layer, keyed by its name, in the order of the model."""
     kinds: dict[str, str] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear) and name:
@@ -196,18 +202,26 @@ def _select(model: nn.Module, rule: Rule, kinds: Mapping[str, str], *, linear: b
     if rule.pairs:
         return list(_pairs(model))
     wanted = rule.kinds if linear else rule.kinds - {"linear"}
-    return [_Site(name, model.get_submodule(name)) for name, kind in kinds.items() if kind in wanted]
+    return [_Site(name, _layer(model, name)) for name, kind in kinds.items() if kind in wanted]
+
+
+def _layer(model: nn.Module, name: str) -> Layer:
+    """Returns the convolution or linear layer with this name."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, Layer)
+    return layer
 
 
 def _pairs(model: nn.Module) -> Iterator[_Site]:
-    """Depthwise convolutions with the 1x1 convolution after them; norm, activation, dropout or a gate may lie between.
+    """Yields each depthwise convolution with the 1x1 convolution after it.
 
-    Norms and activations are merged into the pair; dropout and gates stay in front of it.
+    Norms, activations, dropout and gates may lie between the two. Norms and activations become part of the pair.
+    Dropout and gates are kept, before the operator.
     """
     for path, parent in model.named_modules():
         depthwise: nn.Conv2d | None = None
         merged: list[str] = []
-        for attribute, child in parent._modules.items():  # unlike `named_children`, with what stands there twice
+        for attribute, child in parent._modules.items():  # `named_children` would skip a module that is there twice.
             if child is None:
                 continue
             name = f"{path}.{attribute}" if path else attribute
@@ -228,7 +242,7 @@ def _is_pointwise_after(depthwise: nn.Conv2d, conv: nn.Conv2d) -> bool:
 
 
 def _dense_form(depthwise: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
-    """The dense convolution that stands for a pair, without memory for its weight."""
+    """Returns the dense convolution with the shape of a pair, on the meta device, where its weight needs no memory."""
     shape = conv_arguments(depthwise) | {"groups": 1, "bias": pointwise.bias is not None}
     return nn.Conv2d(**shape | {"out_channels": pointwise.out_channels, "device": "meta"})
 
@@ -245,14 +259,15 @@ def _keeps_channels(module: nn.Module) -> bool:
 
 
 def _refusal(model: nn.Module, site: _Site, places: Mapping[nn.Module, int]) -> str | None:
-    """Why the model would break, or use the layer past the operator, if the site's modules were replaced.
+    """Returns the reason why the modules of the site must not be replaced, or None if they can be replaced.
 
-    `places` counts the attributes, of all modules in `model`, that hold a module.
+    Otherwise the model would break, or would use the layer without calling the operator. `places` counts for each
+    module how many attributes of modules in `model` hold it.
     """
     for name in (*site.merged, site.name):
         module = model.get_submodule(name)
         path, _, attribute = name.rpartition(".")
-        parent = type(model.get_submodule(path))
+        parent: type = type(model.get_submodule(path))
         uses = re.findall(rf"\bself\.{attribute}\b(\.weight\b|\.bias\b)?", _forward_source(parent))
         if isinstance(module, Layer):
             if type(module) not in (nn.Conv2d, nn.Linear):
@@ -267,7 +282,7 @@ def _refusal(model: nn.Module, site: _Site, places: Mapping[nn.Module, int]) -> 
 
 
 @cache
-def _forward_source(parent: type[nn.Module]) -> str:
+def _forward_source(parent: type) -> str:
     methods = inspect.getmembers(parent, inspect.isfunction)
     forwards = [method for name, method in methods if name.lstrip("_").startswith("forward")]
     try:
@@ -286,19 +301,19 @@ def _nothing(model: nn.Module, where: str, kinds: Mapping[str, str], refused: Ma
     return f"{text}; rules that match: {', '.join(others) or 'none'}"
 
 
-def _counted(words: Iterator[str]) -> str:
+def _counted(words: Iterable[str]) -> str:
     return ", ".join(f"{number} {word}" for word, number in Counter(words).items())
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:
-    """channels_last if a convolution's weight is laid out so."""
+    """Returns channels_last if the weight of a convolution has this memory format, else the contiguous format."""
     weights = (m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.weight[0, 0].numel() > 1)
     last = any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def _below(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of the module called `name`, by their names in it."""
+    """Returns the state dict of the module with this name."""
     return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
@@ -306,24 +321,28 @@ def _make(
     operator: str,
     dense: Layer,
     layer: Layer,
-    knobs: Mapping[str, object],
+    knobs: Mapping[str, Any],
     init: str,
     convert: bool,
     state: Mapping[str, Tensor] | None,
 ) -> nn.Module:
-    """The operator in the shape of `dense`, on the device and with the frozen state of `layer`; it fits `state`."""
-    is_conv = isinstance(dense, nn.Conv2d)
-    cls = OPERATORS[operator] if is_conv else LINEAR_OPERATORS[operator]
+    """Returns the operator in the shape of `dense`, on the device and with the frozen state of `layer`.
+
+    If `state` is given, the operator has the sizes of its tensors.
+    """
+    cls: Any  # a class of the registry, with `reset_parameters` and optional converters
+    if isinstance(dense, nn.Conv2d):
+        cls, shape, converter = OPERATORS[operator], conv_arguments(dense), "from_conv"
+    else:
+        cls, shape, converter = LINEAR_OPERATORS[operator], linear_arguments(dense), "from_linear"
     if convert:
-        converter = "from_conv" if is_conv else "from_linear"
         if not hasattr(cls, converter):
             raise ValueError(f"operator {operator} cannot take over weights; start without weights")
         new = getattr(cls, converter)(dense, **knobs)
     else:
-        shape = conv_arguments(dense) if is_conv else _linear_arguments(dense)
-        words = shape | {"device": layer.weight.device, "dtype": layer.weight.dtype} | dict(knobs)
+        arguments = {**shape, "device": layer.weight.device, "dtype": layer.weight.dtype, **knobs}
         fitting = state is not None and hasattr(cls, "for_state")
-        new = cls.for_state(state, **words) if fitting else cls(**words)
+        new = cls.for_state(state, **arguments) if fitting else cls(**arguments)
         new.reset_parameters(init)
     for name, parameter in new.named_parameters():
         old = layer.bias if name.endswith("bias") and layer.bias is not None else layer.weight
@@ -332,12 +351,8 @@ def _make(
     return new
 
 
-def _linear_arguments(linear: nn.Linear) -> dict[str, object]:
-    return {"in_features": linear.in_features, "out_features": linear.out_features, "bias": linear.bias is not None}
-
-
 def _install(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
-    """Put each module in the place that is its name, and wherever else the model uses the same module as there."""
+    """Sets each new module at its name, and wherever else the model holds the module that it replaces."""
     by_old = {model.get_submodule(name): module for name, module in new.items()}
     places = [(place, m) for place, m in model.named_modules(remove_duplicate=False) if m in by_old]
     for place, old in places:

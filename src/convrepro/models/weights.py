@@ -1,4 +1,4 @@
-"""Checkpoints: found on disk or fetched, checked, read without executing anything, and brought to a network's keys."""
+"""Checkpoints: finding or downloading them, checking and reading them without executing code, matching their keys."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from convrepro.errors import ConvReproError
 
 SCHEMES = ("http", "https", "file")
 WRAPPERS = ("network.", "module.", "_orig_mod.")
-"""What Lightning, DataParallel and `torch.compile` put before a network's own keys."""
+"""Prefixes that Lightning, DataParallel and `torch.compile` add to the keys of a network."""
 
 _DIGITS = re.compile(r"[0-9a-f]{8,64}")
 _NAMED = re.compile(r"-([0-9a-f]{8,64})(\.\w+)+$")
@@ -40,25 +40,25 @@ def _sha256(path: Path) -> str:
 
 
 def is_url(weights: str | Path) -> bool:
-    """Whether `weights` names something to fetch, not a file."""
+    """Returns whether `weights` is a URL rather than a file."""
     return "://" in str(weights)
 
 
 def locate(weights: str | Path, sha256: str | None = None) -> Path:
-    """The file that `weights` names: a path, or a URL (http, https, file) that is fetched once.
+    """Returns the file that `weights` names: a path, or a URL (http, https, file), which is downloaded once.
 
-    What is fetched goes to the folder `checkpoints` of `torch.hub.get_dir()`, where torchvision and timm keep theirs,
-    and where a machine without a network may be given it. `sha256` holds the file's digest or at least its first eight
-    digits; without it a URL is held to those that its name ends in, as torch hub has it: resnet18-f37072fd.pth. The
-    file is checked each time; of a download that fails nothing is left.
+    Downloads go to the folder `checkpoints` of `torch.hub.get_dir()`, where torchvision and timm store theirs; on a
+    machine without a network, put the file there. `sha256` is the digest of the file, or at least its first eight
+    digits. Without it, the name of a URL must end in these digits, as in torch hub: resnet18-f37072fd.pth. The file is
+    checked on every call. A failed download leaves no file.
 
-    Raises ConvReproError for a file that does not exist, a URL that has another scheme or nothing to check it by or
-    cannot be fetched, and for another digest than that given.
+    Raises ConvReproError for a file that does not exist, for a URL that has another scheme, has no digest or cannot be
+    downloaded, and for a file whose digest is another one.
     """
     if sha256 is not None and not (isinstance(sha256, str) and _DIGITS.fullmatch(sha256.lower())):
         raise ConvReproError(
-            f"weights_sha256={sha256!r} must be the first 8 to 64 hexadecimal digits of the sha256, as text: "
-            "in Hydra's quotes, weights_sha256='\"01234567\"', where they are all decimal"
+            f"weights_sha256={sha256!r} must be the first 8 to 64 hexadecimal digits of the sha256, as text; if all "
+            "digits are decimal, quote them for Hydra: weights_sha256='\"01234567\"'"
         )
     expected = sha256 and sha256.lower()
     if is_url(weights):
@@ -67,12 +67,12 @@ def locate(weights: str | Path, sha256: str | None = None) -> Path:
     if not path.is_file():
         raise ConvReproError(f"weights {path} do not exist")
     if expected:
-        _check(path, expected, "it is another file, or damaged")
+        _check(path, expected, "the file is another one or damaged; give the right file or its sha256")
     return path
 
 
 def _fetched(url: str, expected: str | None) -> Path:
-    """The file of `url` in torch hub's folder, fetched where it is not there."""
+    """Returns the file of `url` in torch hub's folder, after downloading it if it is missing."""
     scheme, name = url.partition("://")[0], Path(unquote(urlparse(url).path)).name
     if scheme not in SCHEMES:
         raise ConvReproError(f"weights {url} cannot be fetched by {scheme}; valid: {', '.join(SCHEMES)}, or a file")
@@ -80,14 +80,14 @@ def _fetched(url: str, expected: str | None) -> Path:
     expected = expected or (named and named[1])
     if not expected:
         raise ConvReproError(
-            f"weights {url} need weights_sha256, for the name does not end in the first digits of the file's sha256 "
-            "(as resnet18-f37072fd.pth does)"
+            f"weights {url} need weights_sha256, because the name does not end in the first digits of the file's "
+            "sha256 (as resnet18-f37072fd.pth does)"
         )
     if not (named and expected.startswith(named[1][: len(expected)])):
         name = f"{Path(name).stem}-{expected[:8]}{Path(name).suffix}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.exists():
-        _check(path, expected, f"delete it to fetch {url} anew")
+        _check(path, expected, f"delete it to fetch {url} again")
     else:
         _fetch(url, path, expected)
     return path
@@ -97,10 +97,10 @@ def _fetch(url: str, path: Path, expected: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), expected, progress=sys.stderr.isatty())
-    except RuntimeError as error:  # of torch.hub, for another digest
+    except RuntimeError as error:  # torch.hub raises it for another digest.
         raise ConvReproError(
-            f"weights {url} are not what they were or were cut short: {error}; try again, or give the sha256 of the "
-            "file that you trust by weights_sha256"
+            f"weights {url} have changed or were cut short: {error}; try again, or give the sha256 of the file that "
+            "you trust by weights_sha256"
         ) from error
     except (OSError, HTTPException) as error:
         raise ConvReproError(
@@ -115,18 +115,18 @@ def _check(path: Path, expected: str, remedy: str) -> None:
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, object]:
-    """The content of a checkpoint, on the CPU; nothing in the file is executed.
+    """Returns the content of a checkpoint, on the CPU, without executing code from the file.
 
-    Raises ConvReproError where the file is missing or is no checkpoint.
+    Raises ConvReproError if the file is missing or is not a checkpoint.
     """
     if not Path(path).is_file():
         raise ConvReproError(f"weights {path} do not exist")
     try:
         if Path(path).suffix == ".safetensors":
-            content = load_file(path)
+            content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # there is nothing that an unpickler does not raise on some bytes
+    except Exception as error:  # An unpickler can raise anything for a broken file.
         raise ConvReproError(
             f"weights {path} cannot be read: damaged, not a checkpoint, or holding more than tensors and plain values"
         ) from error
@@ -134,16 +134,19 @@ def read_checkpoint(path: str | Path) -> Mapping[str, object]:
 
 
 def state_of(content: Mapping[str, object], path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint's content: itself, or under "state_dict". Raises ConvReproError without one."""
-    content = content.get("state_dict", content)
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    """Returns the state dict in the content of a checkpoint: the content itself, or its entry "state_dict".
+
+    Raises ConvReproError if there is none.
+    """
+    found = content.get("state_dict", content)
+    state = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not state:
-        raise ConvReproError(f"weights {path} hold no state dict")
+        raise ConvReproError(f"weights {path} hold no state dict; valid: a state dict, or one under 'state_dict'")
     return state
 
 
 def unwrapped(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The network's own keys, without the names of what wrapped it."""
+    """Returns `state` with the keys of the network, without the prefixes of wrappers such as DataParallel."""
     own = {name for name, _ in network.named_children()}
     wrappers = [w for w in WRAPPERS if w.rstrip(".") not in own]
     while wrapper := next((w for w in wrappers if any(key.startswith(w) for key in state)), None):
@@ -152,9 +155,9 @@ def unwrapped(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]
 
 
 def differences(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded into the network, one phrase for a key.
+    """Returns the reasons why the network cannot load `state`, one phrase for each key; it is empty if it can.
 
-    The number of batches that a batch norm has seen may be missing, as it is in checkpoints from before torch 0.4.1;
+    The number of batches that a batch norm has seen may be missing, as in checkpoints from before torch 0.4.1, because
     `load_state_dict` adds it.
     """
     own = {key: tuple(value.shape) for key, value in network.state_dict().items()}

@@ -1,8 +1,8 @@
-"""Convolution operators, each a drop-in for `nn.Conv2d` with its own keyword-only knobs."""
+"""Convolution operators. Each is a drop-in for `nn.Conv2d` and has its own keyword-only knobs."""
 
 from torch import nn
 
-from convrepro.ops.base import ConvOperator, conv_arguments, knobs
+from convrepro.ops.base import ConvOperator, LinearOperator, Operator, conv_arguments, knobs, linear_arguments
 from convrepro.ops.hetconv import HetConv2d
 from convrepro.ops.igcv1 import IGCV1Conv2d
 from convrepro.ops.igcv2 import IGCV2Conv2d
@@ -27,10 +27,10 @@ OPERATORS: dict[str, type[nn.Module]] = {
     "low_rank": LowRankConv2d,
     "sparse": SparseConv2d,
 }
-"""Drop-ins for `nn.Conv2d` by the name that `conf/conv/` uses."""
+"""Drop-ins for `nn.Conv2d`, keyed by the name that `conf/conv/` uses."""
 
 LINEAR_OPERATORS: dict[str, type[nn.Module]] = {"shift": ShiftLinear, "low_precision": LowPrecisionLinear}
-"""Drop-ins for `nn.Linear`, for the operators that have one."""
+"""Drop-ins for `nn.Linear`, for the operators that have a linear form."""
 
 __all__ = [
     "LINEAR_OPERATORS",
@@ -42,9 +42,11 @@ __all__ = [
     "IGCV1Conv2d",
     "IGCV2Conv2d",
     "IGCV3Conv2d",
+    "LinearOperator",
     "LowPrecisionConv2d",
     "LowPrecisionLinear",
     "LowRankConv2d",
+    "Operator",
     "ShiftConv2d",
     "ShiftLinear",
     "SparseConv2d",
@@ -52,4 +54,5 @@ __all__ = [
     "SqueezeExciteConv",
     "conv_arguments",
     "knobs",
+    "linear_arguments",
 ]

@@ -1,9 +1,10 @@
-"""What every operator shares: the constructor words of `nn.Conv2d` and what it promises about its cost."""
+"""Base classes of the operators: the arguments of `nn.Conv2d` and `nn.Linear`, cost, initialisation, deployment."""
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,58 +14,133 @@ Pair = int | tuple[int, int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def pair(value: Pair, word: str) -> tuple[int, int]:
-    """`value` as (height, width); raises ValueError where it is neither an int nor two ints."""
+def pair(value: object, name: str) -> tuple[int, int]:
+    """Returns `value` as (height, width). Raises ValueError if it is neither an integer nor a pair of integers."""
     result = (value, value) if isinstance(value, int) else value
-    if not isinstance(result, Sequence) or len(result) != 2 or not all(isinstance(v, int) for v in result):
-        raise ValueError(f"{word}={value!r} must be an integer or a pair of integers; valid: 1, (1, 2), ...")
-    return tuple(result)
+    if isinstance(result, Sequence) and len(result) == 2 and all(isinstance(v, int) for v in result):
+        height, width = result
+        return height, width
+    raise ValueError(f"{name}={value!r} must be an integer or a pair of integers; valid: 1, (1, 2), ...")
 
 
 def divisors(number: int) -> list[int]:
-    """The divisors of `number`, ascending."""
+    """Returns the divisors of `number` in ascending order."""
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def check_divisor(word: str, value: object, number: int, phrase: str) -> None:
-    """Raise ValueError where `value` is no integer that divides `number`, which the message calls by `phrase`."""
+def check_divisor(name: str, value: object, number: int, phrase: str) -> None:
+    """Raises ValueError if `value` is not an integer that divides `number`. The message calls the number `phrase`."""
     valid = divisors(number)
     if not isinstance(value, int) or value not in valid:
-        raise ValueError(f"{word}={value!r} must divide {phrase}; valid: {', '.join(map(str, valid))}")
+        raise ValueError(f"{name}={value!r} must divide {phrase}; valid: {', '.join(map(str, valid))}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Raises ValueError if `value` is not one of `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; valid: {', '.join(map(str, choices))}")
+
+
+def check_positive(**sizes: int) -> None:
+    """Raises ValueError if a size is below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+
+def empty_parameter(
+    *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> nn.Parameter:
+    """Returns an uninitialised parameter."""
+    return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
 
 def knobs(operator: type[nn.Module]) -> dict[str, object]:
-    """The operator's own knobs: its keyword-only constructor parameters and their defaults."""
+    """Returns the operator's own knobs: its keyword-only constructor parameters with their defaults."""
     parameters = inspect.signature(operator.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def conv_arguments(conv: nn.Conv2d) -> dict[str, object]:
-    """The constructor words of an operator that takes the place of `conv`: its shape, device and dtype."""
-    words = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    arguments = {word: getattr(conv, word) for word in words}
+def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
+    """Returns the constructor arguments of an operator that replaces `conv`: its shape, device and dtype."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    arguments = {name: getattr(conv, name) for name in names}
     return arguments | {"bias": conv.bias is not None, "device": conv.weight.device, "dtype": conv.weight.dtype}
 
 
+def linear_arguments(linear: nn.Linear) -> dict[str, Any]:
+    """Returns the constructor arguments of an operator that replaces `linear`: its shape, device and dtype."""
+    arguments = {"in_features": linear.in_features, "out_features": linear.out_features}
+    return arguments | {"bias": linear.bias is not None, "device": linear.weight.device, "dtype": linear.weight.dtype}
+
+
 def scaled(weight: Tensor, scale: Tensor) -> nn.Parameter:
-    """`weight` (N, ...) with each row times its entry of `scale` (N,); in the dtype and memory format of `weight`."""
+    """Returns `weight` (N, ...) with row n multiplied by `scale[n]`; the dtype and memory format do not change."""
     return nn.Parameter(weight.detach() * scale.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)), False)
 
 
 @torch.no_grad()
-def fold_bias_(layer: nn.Module, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
-    """Put `layer.bias * scale + shift` (N,) in the place of the bias of `layer`, which may be None."""
+def fold_bias_(layer: "Operator | nn.Conv2d", scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
+    """Replaces the bias b of `layer` by `b * scale + shift` (N,). A bias of None counts as zero."""
     bias = shift if layer.bias is None else layer.bias * scale + shift
     layer.bias = nn.Parameter(bias.to(dtype), False)
 
 
-class ConvOperator(nn.Module, ABC):
-    """Base of the drop-ins for `nn.Conv2d`: input (B, in_channels, H, W), output (B, out_channels, H', W').
+class Operator(nn.Module, ABC):
+    """Base class of all operators.
 
-    Takes `nn.Conv2d`'s arguments in its order; an operator's own knobs are keyword-only and stored as attributes of
-    the same name. `padding` may be "same" (stride 1) or "valid". `forward` never changes a parameter.
+    An operator takes the arguments of the layer that it replaces, in the same order. Its own knobs are keyword-only
+    and are stored as attributes of the same name. `forward` never changes a parameter.
+    """
 
-    Raises ValueError for a size below 1, channels that `groups` does not divide, or an unknown padding mode.
+    bias: nn.Parameter | None
+
+    def deployed(self) -> nn.Module:
+        """Returns a module that computes what `forward` computes in evaluation mode, for inference.
+
+        Everything that depends on the weights alone is computed in advance. The module may share tensors with the
+        operator, and it may be the operator itself.
+        """
+        return self
+
+    @abstractmethod
+    def reset_parameters(self, init: str = "torch") -> None:
+        """Draws fresh weights by one of the schemes in `ops.init`."""
+
+    @abstractmethod
+    def macs(self, out_h: int, out_w: int) -> int:
+        """Returns the multiply-accumulates for one image with out_h x out_w output positions, without the bias."""
+
+    def multiplications(self, out_h: int, out_w: int) -> int:
+        """Returns how many of the multiplications in `macs` remain multiplications."""
+        return self.macs(out_h, out_w)
+
+    def shifts(self, out_h: int, out_w: int) -> int:
+        """Returns how many of the multiplications in `macs` became bit shifts."""
+        return 0
+
+    def weight_bits(self) -> int:
+        """Returns the number of bits that the deployed weights take, without biases."""
+        return 32 * sum(p.numel() for name, p in self.named_parameters() if not name.endswith("bias"))
+
+    @torch.no_grad()
+    def _with_bias_and_mode_of(self, layer: nn.Conv2d | nn.Linear) -> Self:
+        """Copies the bias of `layer`, if there is one, and its training mode; returns the operator."""
+        if self.bias is not None and layer.bias is not None:
+            self.bias.copy_(layer.bias)
+        return self.train(layer.training)
+
+    def _knobs_repr(self) -> list[str]:
+        return [f"{knob}={getattr(self, knob)!r}" for knob in knobs(type(self))]
+
+
+class ConvOperator(Operator):
+    """Base class of the drop-ins for `nn.Conv2d`: input (B, in_channels, H, W), output (B, out_channels, H', W').
+
+    `padding` may be "same" (with stride 1) or "valid".
+
+    Raises ValueError for a size below 1, for channels that `groups` does not divide, and for an unknown padding mode.
     """
 
     def __init__(
@@ -79,21 +155,18 @@ class ConvOperator(nn.Module, ABC):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        for word, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if value < 1:
-                raise ValueError(f"{word}={value} must be at least 1")
+        check_positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
-        if padding_mode not in PADDING_MODES:
-            raise ValueError(f"padding_mode={padding_mode!r} is unknown; valid: {', '.join(PADDING_MODES)}")
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair(kernel_size, "kernel_size")
         self.stride = pair(stride, "stride")
         self.dilation = pair(dilation, "dilation")
-        for word in ("kernel_size", "stride", "dilation"):
-            if min(getattr(self, word)) < 1:
-                raise ValueError(f"{word}={getattr(self, word)} must be at least 1")
+        for name in ("kernel_size", "stride", "dilation"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         self.padding = self._resolve_padding(padding)
         self.groups = groups
         self.padding_mode = padding_mode
@@ -110,22 +183,40 @@ class ConvOperator(nn.Module, ABC):
             raise ValueError(f"padding='same' needs an odd kernel extent, not kernel_size={self.kernel_size}")
         return (extents[0] // 2, extents[1] // 2)
 
+    @classmethod
+    def _check_ungrouped(cls, groups: int) -> None:
+        """Raises ValueError unless `groups` is 1, for operators that have no grouped form."""
+        if groups != 1:
+            raise ValueError(f"groups={groups}: {cls.__name__} can only replace an ungrouped convolution; valid: 1")
+
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, padded here where the mode is not "zeros", and the zero padding that is left to do."""
+        """Returns the input and the zero padding that the convolution has to add.
+
+        For a padding mode other than "zeros" the input is padded here, and no zero padding remains.
+        """
         if self.padding_mode == "zeros":
             return x, self.padding
         height, width = self.padding
         return F.pad(x, (width, width, height, height), self.padding_mode), (0, 0)
 
+    def _plus_bias(self, y: Tensor) -> Tensor:
+        """Returns the output y (B, N, H', W') plus the bias, if there is one, in the dtype of y."""
+        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+
+    def _dense_fans(self) -> tuple[int, int]:
+        """Returns (fan_in, fan_out) of the standard convolution that the operator replaces."""
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        return taps * self.in_channels // self.groups, taps * self.out_channels // self.groups
+
     def forward_exact(self, x: Tensor) -> Tensor:
-        """The plain reference form: as `forward`, executing exactly `macs()` multiply-accumulates."""
+        """Computes the same as `forward` in a plain form that executes exactly `macs()` multiply-accumulates."""
         return self(x)
 
     def fold_(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the output `scale * output + shift`, both (N,) for the output channels, with weights for inference.
+        """Changes weights and bias so that the output becomes `scale * output + shift`; for inference only.
 
-        Returns False, with nothing changed, where the weights have no place for a scale of each output channel, or
-        must stay what they are: powers of two, codes of few bits.
+        `scale` and `shift` (N,) hold one value for each output channel. Returns False, and changes nothing, if the
+        weights cannot take a scale for each output channel or have to keep their form (powers of two, few bits).
         """
         if not self._scale_(scale):
             return False
@@ -133,50 +224,41 @@ class ConvOperator(nn.Module, ABC):
         return True
 
     def _scale_(self, scale: Tensor) -> bool:
-        """The weights' share of `fold_`."""
+        """Multiplies the weights by `scale` for `fold_`; returns False if they cannot be scaled."""
         return False
 
-    def deployed(self) -> nn.Module:
-        """A module that gives what `forward` gives in evaluation mode, with everything done that depends on the weights
-        alone. It may share tensors with the operator, and may be the operator itself.
-        """
-        return self
-
-    @abstractmethod
-    def reset_parameters(self, init: str = "torch") -> None:
-        """Draw fresh weights by one of the schemes in `ops.init`."""
-
-    @abstractmethod
-    def macs(self, out_h: int, out_w: int) -> int:
-        """Multiply-accumulates for one image with an output of out_h x out_w positions, bias not counted."""
-
     def dense_macs(self, out_h: int, out_w: int) -> int:
-        """`macs` of the standard convolution whose place the operator takes."""
+        """Returns the `macs` of the standard convolution that the operator replaces."""
         taps = self.kernel_size[0] * self.kernel_size[1]
         return out_h * out_w * self.out_channels * (self.in_channels // self.groups) * taps
 
     def scaled_bias(self, out_h: int, out_w: int) -> Fraction:
-        """Bias additions as HetConv's tables count them, whether there is a bias or not: one for each output element,
-        times the operator's share of `dense_macs`.
+        """Returns the number of bias additions as HetConv's tables count them.
+
+        They count one addition for each output element, with or without a bias, and scale it by the operator's share
+        of `dense_macs`.
         """
         share = Fraction(self.macs(out_h, out_w), self.dense_macs(out_h, out_w))
         return self.out_channels * out_h * out_w * share
 
-    def multiplications(self, out_h: int, out_w: int) -> int:
-        """Multiplications among `macs` that remain multiplications."""
-        return self.macs(out_h, out_w)
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+        parts += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
+        return ", ".join(parts + self._knobs_repr())
 
-    def shifts(self, out_h: int, out_w: int) -> int:
-        """Multiplications among `macs` that became bit shifts."""
-        return 0
 
-    def weight_bits(self) -> int:
-        """Bits that the weights take when deployed, biases left out."""
-        return 32 * sum(p.numel() for name, p in self.named_parameters() if not name.endswith("bias"))
+class LinearOperator(Operator):
+    """Base class of the drop-ins for `nn.Linear`: input (..., in_features), output (..., out_features).
+
+    Raises ValueError for a size below 1.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        check_positive(in_features=in_features, out_features=out_features)
+        self.in_features = in_features
+        self.out_features = out_features
 
     def extra_repr(self) -> str:
-        words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
-        words += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
-        words += [f"{knob}={getattr(self, knob)!r}" for knob in knobs(type(self))]
-        return ", ".join(words)
+        return ", ".join([f"{self.in_features}, {self.out_features}", *self._knobs_repr()])

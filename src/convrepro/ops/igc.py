@@ -1,39 +1,41 @@
-"""What the interleaved group convolutions share: group convolutions in turn, with permutations of the channels but no
-norm and no activation in between, which together connect every filter to every channel.
+"""Base class and functions of the interleaved group convolutions.
+
+An interleaved group convolution is a sequence of group convolutions with permutations of the channels between them,
+without norms or activations, that together connect every filter to every channel.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import ConvOperator, Pair
+from convrepro.ops.base import ConvOperator, Pair, check_choice, empty_parameter
 from convrepro.ops.init import init_bias_, init_weight_
 
 FOLDED_GROUPS = 4
-"""Up to so many groups, one dense 1x1 convolution takes less time than permuting the activations (measured on CPU)."""
+"""Up to this number of groups, a dense 1x1 convolution is faster than permuting the activations (measured on a CPU)."""
 
 FORMS = ("auto", "plain", "folded")
-"""How an interleaved group convolution can be computed, to the same result; the values of the knob `form`."""
+"""The values of the knob `form`: ways to compute an interleaved group convolution, all with the same result."""
 
 
 def shuffle(x: Tensor, groups: int, dim: int) -> Tensor:
-    """`F.channel_shuffle` along any dimension of size C: `out[j] = in[(j mod groups) * C/groups + j div groups]`.
+    """Applies `F.channel_shuffle` along any dimension, of size C.
 
-    With C/groups in the place of `groups` it is the inverse.
+    `out[j] = in[(j mod groups) * C/groups + j div groups]`. Shuffling into C/groups groups inverts it.
     """
     return x.unflatten(dim, (groups, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """`F.channel_shuffle` of (B, C, H, W), or (C, H, W), in the memory format of `x`.
+    """Applies `F.channel_shuffle` to (B, C, H, W) or (C, H, W) and keeps the memory format of `x`.
 
-    In channels_last it is done on a view (B, H, W, C) for 2 or 3 groups, which take torch twice as long (measured on
-    CPU), and on every device but a CPU, where torch loses the memory format (by its source, in which the kernel that
-    keeps it is for CPUs alone; not measured on a GPU).
+    In channels_last, a view (B, H, W, C) is shuffled in two cases: for 2 or 3 groups, where torch's own function takes
+    twice as long (measured on a CPU), and on every device other than a CPU, where torch's own function loses the
+    memory format (according to its source, whose kernel that keeps it exists for CPUs only; not measured on a GPU).
     """
     if groups == 1:
         return x
@@ -46,7 +48,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class ChannelShuffle(nn.ChannelShuffle):
-    """`channel_shuffle` as a layer."""
+    """The function `channel_shuffle` as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return channel_shuffle(x, self.groups)
@@ -55,7 +57,10 @@ class ChannelShuffle(nn.ChannelShuffle):
 def pointwise(
     x: Tensor, weight: Tensor, groups: int, bias: Tensor | None = None, before: int = 1, after: int = 1
 ) -> Tensor:
-    """A 1x1 group convolution between two channel shuffles, into `before` and `after` groups; `bias` comes last."""
+    """Applies a 1x1 group convolution between two channel shuffles, into `before` and into `after` groups.
+
+    `bias` (N,) follows the order of the final output.
+    """
     if bias is not None:
         bias = shuffle(bias, bias.shape[0] // after, 0)
     return channel_shuffle(F.conv2d(channel_shuffle(x, before), weight, bias, groups=groups), after)
@@ -64,27 +69,30 @@ def pointwise(
 def pointwise_folded(
     x: Tensor, weight: Tensor, groups: int, bias: Tensor | None = None, before: int = 1, after: int = 1
 ) -> Tensor:
-    """As `pointwise`, with the shuffles folded into a dense weight, which has zeros between the groups."""
+    """Computes the same as `pointwise` by one dense 1x1 convolution.
+
+    Its weight contains both shuffles, and zeros where the groups are not connected.
+    """
     blocks = torch.diag_embed(weight.unflatten(0, (groups, -1)).flatten(2).movedim(0, -1))
     dense = blocks.permute(2, 0, 3, 1).flatten(2).flatten(0, 1)
     dense = shuffle(shuffle(dense, dense.shape[1] // before, 1), after, 0)
     return F.conv2d(x, dense[..., None, None], bias)
 
 
-def pointwise_fast(x: Tensor, weight: Tensor, groups: int, *words: Any, **more: Any) -> Tensor:
-    """`pointwise_folded` for few groups, else `pointwise`."""
+def pointwise_fast(x: Tensor, weight: Tensor, groups: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Computes the same as `pointwise`, by `pointwise_folded` for up to `FOLDED_GROUPS` groups."""
     form = pointwise_folded if groups <= FOLDED_GROUPS else pointwise
-    return form(x, weight, groups, *words, **more)
+    return form(x, weight, groups, *args, **kwargs)
 
 
-MIX = {"auto": pointwise_fast, "plain": pointwise, "folded": pointwise_folded}
-"""The function for the 1x1 convolutions by form."""
+MIX: dict[str, Callable[..., Tensor]] = {"auto": pointwise_fast, "plain": pointwise, "folded": pointwise_folded}
+"""The function that computes the 1x1 convolutions, for each form."""
 
 
 class InterleavedConv(ConvOperator):
-    """Base of the interleaved group convolutions, which put a bias, if any, at the end.
+    """Base class of the interleaved group convolutions. A bias is added to the output of the last convolution.
 
-    Raises ValueError for groups other than 1, an unknown form, and as `ConvOperator` does.
+    Raises ValueError for groups other than 1, for an unknown form, and as `ConvOperator` does.
     """
 
     def __init__(
@@ -102,25 +110,24 @@ class InterleavedConv(ConvOperator):
         dtype: torch.dtype | None,
         form: str,
     ) -> None:
-        if form not in FORMS:
-            raise ValueError(f"form={form!r} is unknown; valid: {', '.join(FORMS)}")
-        if groups != 1:
-            raise ValueError(f"groups={groups}: {type(self).__name__} takes the place of a dense convolution; valid: 1")
+        check_choice("form", form, FORMS)
+        self._check_ungrouped(groups)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.form = form
-        self._factory = {"device": device, "dtype": dtype}
-        self.bias = nn.Parameter(torch.empty(out_channels, **self._factory)) if bias else None
+        self._device = device
+        self._dtype = dtype
+        self.bias = empty_parameter(out_channels, device=device, dtype=dtype) if bias else None
 
     def _weight(self, filters: int, channels: int, kernel_size: tuple[int, int] = (1, 1)) -> nn.Parameter:
-        """The weight of a group convolution, in the shape that `nn.Conv2d` gives it; not yet drawn."""
-        return nn.Parameter(torch.empty((filters, channels, *kernel_size), **self._factory))
+        """Returns an uninitialised weight of a group convolution, in the shape that `nn.Conv2d` gives it."""
+        return empty_parameter(filters, channels, *kernel_size, device=self._device, dtype=self._dtype)
 
     @abstractmethod
     def _convolutions(self) -> Sequence[tuple[nn.Parameter, int]]:
-        """Weight and number of groups of each group convolution that has weights, in their order."""
+        """Returns the weight and the number of groups of each group convolution that has weights, in order."""
 
     def reset_parameters(self, init: str = "torch") -> None:
-        """Draw fresh weights (schemes: `ops.init`), each of the group convolutions as one of its own.
+        """Draws fresh weights (schemes: `ops.init`) for each group convolution, with its own fans.
 
         Raises ValueError for an unknown scheme.
         """
@@ -129,10 +136,10 @@ class InterleavedConv(ConvOperator):
         init_bias_(self.bias, init, fan_in=weight[0].numel())
 
     def macs(self, out_h: int, out_w: int) -> int:
-        """Multiply-accumulates for one image: one for each weight and output position."""
+        """Returns the multiply-accumulates for one image: one for each weight and output position."""
         return out_h * out_w * sum(weight.numel() for weight, _ in self._convolutions())
 
     def _spatial(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """The KxK group convolution with the operator's stride, padding and dilation."""
+        """Applies the KxK group convolution with the operator's stride, padding and dilation."""
         x, padding = self._padded(x)
         return F.conv2d(x, weight, None, self.stride, padding, self.dilation, groups)

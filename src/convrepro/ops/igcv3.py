@@ -12,31 +12,36 @@ from convrepro.ops.igc import MIX, InterleavedConv, channel_shuffle, pointwise, 
 
 
 class IGCV3Conv2d(InterleavedConv):
-    """A 1x1 group convolution to t times the channels, a channel-wise KxK convolution, a 1x1 group convolution; no norm
-    or activation. (The paper's block, which has them, is built of its own in the networks of `zoo.igcv3`.)
+    """A 1x1 group convolution to t times the channels, a channel-wise KxK convolution and a 1x1 group convolution.
 
-    Input (B, C, H, W), output (B, N, H', W') as `nn.Conv2d`. The t*C channels of the first convolution, with G1 groups,
-    are shuffled as in the authors' code, so that each of the G2 groups of the last takes as many from each of the G1.
-    So each pair of a channel and a filter has `t*C/(G1*G2)` paths: the loose complementary condition, on super-channels
-    of t channels. Stride, padding and dilation are the channel-wise convolution's; the bias is the last one's.
+    There are no norms or activations between them. (The networks of `zoo.igcv3` build the paper's block, which has
+    both, without this operator.)
+
+    Input (B, C, H, W), output (B, N, H', W') as `nn.Conv2d`. The t*C output channels of the first convolution, with G1
+    groups, are shuffled as in the authors' code, so that each of the G2 groups of the last convolution takes equally
+    many channels from each of the G1 groups. Each pair of a channel and a filter therefore has `t*C/(G1*G2)` paths;
+    this is the loose complementary condition on super-channels of t channels. Stride, padding and dilation belong to
+    the channel-wise convolution, the bias to the last one.
 
     MACs for H x W input and H' x W' output positions: `H * W * t*C*C/G1 + H' * W' * t*C * (K^2 + N/G2)`.
 
-    Where K=1, it is a standard convolution of the rank t*C/(G1*G2) between each group of channels and of filters. No
-    `from_conv`: for K > 1, the nearest is a decomposition of a tensor into that number of outer products, which has
-    no closed form and may not exist.
+    For K=1 the operator is a standard convolution of rank t*C/(G1*G2) between each group of channels and each group of
+    filters. There is no `from_conv`: for K > 1 the nearest operator is the decomposition of a tensor into this number
+    of outer products, which has no closed form and may not exist.
 
     Knobs:
-        expansion: t, an integer.
-        groups_in: G1; must divide in_channels.
-        groups_out: G2; must divide out_channels. G1*G2 must divide t*C.
-        form: how it is computed, to the same result. "plain" shuffles the activations. "folded" computes the last
-            convolution as a dense one, with the shuffle in its weight. "auto" does so for few groups.
+        expansion: t, an integer of at least 1.
+        groups_in: G1; it must divide in_channels.
+        groups_out: G2; it must divide out_channels. G1*G2 must divide t*C.
+        form: how the output is computed; the result is the same. "plain" shuffles the activations. "folded" computes
+            the last convolution as a dense one whose weight contains the shuffle. "auto" uses the dense one for few
+            groups.
 
     Parameters: `weight_expand` (t*C, C/G1, 1, 1); `weight_depthwise` (t*C, 1, K, K) and `weight_project` (N, t*C/G2, 1,
     1), both in the shuffled order; `bias` (N,).
 
-    Raises ValueError for groups other than 1, an expansion below 1, unfit groups or an unknown form.
+    Raises ValueError for groups other than 1, an expansion below 1, groups that do not fit the channels, and an
+    unknown form.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class IGCV3Conv2d(InterleavedConv):
             form,
         )
         if not isinstance(expansion, int) or expansion < 1:
-            raise ValueError(f"expansion={expansion!r} must be an integer; valid: 1, 2, 3, ...")
+            raise ValueError(f"expansion={expansion!r} must be an integer of at least 1; valid: 1, 2, 3, ...")
         check_divisor("groups_in", groups_in, in_channels, f"in_channels={in_channels}")
         check_divisor("groups_out", groups_out, out_channels, f"out_channels={out_channels}")
         self._width = expansion * in_channels
@@ -99,16 +104,18 @@ class IGCV3Conv2d(InterleavedConv):
         ]
 
     def macs(self, out_h: int, out_w: int) -> int:
-        """Multiply-accumulates for one image: the first convolution acts on the input's positions, here those of the
-        largest input that has an output of out_h x out_w (`stride` times the output, for "same" padding).
+        """Returns the multiply-accumulates for one image.
+
+        The first convolution acts on the positions of the input. They are counted for the largest input whose output
+        has out_h x out_w positions (with "same" padding, `stride` times the output).
         """
-        words = zip((out_h, out_w), self.stride, self.dilation, self.kernel_size, self.padding, strict=True)
-        in_h, in_w = (out * s + d * (k - 1) - 2 * p for out, s, d, k, p in words)
+        axes = zip((out_h, out_w), self.stride, self.dilation, self.kernel_size, self.padding, strict=True)
+        in_h, in_w = (out * s + d * (k - 1) - 2 * p for out, s, d, k, p in axes)
         after = self.weight_depthwise.numel() + self.weight_project.numel()
         return in_h * in_w * self.weight_expand.numel() + out_h * out_w * after
 
     def dense_weight(self) -> Tensor:
-        """The weight (N, C, K, K) of the equal standard convolution; detached."""
+        """Returns the weight (N, C, K, K) of the equivalent standard convolution, detached."""
         with torch.no_grad():
             expand, project = (
                 torch.block_diag(*weight.flatten(1).chunk(groups))
@@ -118,18 +125,21 @@ class IGCV3Conv2d(InterleavedConv):
             return torch.einsum("ne,euv,ec->ncuv", project, self.weight_depthwise[:, 0], expand)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The three convolutions in turn, in the form asked for."""
+        """Applies the three convolutions in the chosen form."""
         x = F.conv2d(x, self.weight_expand, groups=self.groups_in)
         if self.form == "plain":
             x = self._spatial(channel_shuffle(x, self.groups_in), self.weight_depthwise, self._width)
             return pointwise(x, self.weight_project, self.groups_out, self.bias)
-        # Channel-wise, kernels can be permuted in the place of the activations.
+        # A channel-wise convolution commutes with a permutation, so its kernels are permuted, not the activations.
         kernels = shuffle(self.weight_depthwise, self._width // self.groups_in, 0)
         x = self._spatial(x, kernels, self._width)
         return MIX[self.form](x, self.weight_project, self.groups_out, self.bias, before=self.groups_in)
 
     def deployed(self) -> nn.Module:
-        """The three convolutions as layers, the permutation folded into the last two weights where that is faster."""
+        """Returns the three convolutions as plain layers.
+
+        The last two weights contain the permutation where that is faster.
+        """
         kernels = shuffle(self.weight_depthwise, self._width // self.groups_in, 0)
         return nn.Sequential(
             conv(self.weight_expand, None, self.groups_in),
@@ -142,14 +152,14 @@ class IGCV3Conv2d(InterleavedConv):
         return True
 
     def forward_exact(self, x: Tensor) -> Tensor:
-        """As `forward`, permuting the activations; without the multiplications by structural zeros.
+        """Computes the same as `forward` by permuting the activations, without multiplying by structural zeros.
 
-        An input smaller than the largest with the same output is filled up with zeros for the first convolution, which
-        executes what `macs` counts.
+        For the first convolution, the input is padded with zeros to the largest input that has the same output size,
+        so that the convolution executes what `macs` counts.
         """
         height, width = x.shape[2:]
-        words = zip((height, width), self.stride, self.dilation, self.kernel_size, self.padding, strict=True)
-        missing_h, missing_w = (-(size + 2 * p - d * (k - 1)) % s for size, s, d, k, p in words)
+        axes = zip((height, width), self.stride, self.dilation, self.kernel_size, self.padding, strict=True)
+        missing_h, missing_w = (-(size + 2 * p - d * (k - 1)) % s for size, s, d, k, p in axes)
         x = F.pad(x, (0, missing_w, 0, missing_h))
         x = F.conv2d(x, self.weight_expand, groups=self.groups_in)[:, :, :height, :width]
         x = self._spatial(channel_shuffle(x, self.groups_in), self.weight_depthwise, self._width)

@@ -1,4 +1,4 @@
-"""Initialisation of filters, given the true fans of an operator."""
+"""Initialisation of weights and biases from the true fans of an operator."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,24 +12,29 @@ SCHEMES = ("torch", "fan_in", "fan_out")
 
 
 def init_weight_(weight: Tensor, init: str, *, fan_in: float, fan_out: float) -> Tensor:
-    """Fill `weight` in place and return it.
+    """Fills `weight` in place and returns it.
 
-    `fan_in` is the number of products in one output element, `fan_out` the number of output elements that one
-    input element reaches. Schemes: `torch` is the default of `nn.Conv2d`, U(-b, b) with b = 1/sqrt(fan_in);
-    `fan_in` and `fan_out` are N(0, 2/fan), He et al. 2015 (arXiv 1502.01852), equations 10 and 14.
+    `fan_in` is the number of products in one output element. `fan_out` is the number of output elements that one
+    input element contributes to. Schemes: `torch` is the default of `nn.Conv2d`, U(-b, b) with b = 1/sqrt(fan_in);
+    `fan_in` and `fan_out` are N(0, 2/fan) of He et al. 2015 (arXiv 1502.01852), equations 10 and 14.
 
     Raises ValueError for an unknown scheme.
     """
+    check_init(init)
     if init == "torch":
         bound = 1 / math.sqrt(fan_in)
         return nn.init.uniform_(weight, -bound, bound)
-    if init in ("fan_in", "fan_out"):
-        return nn.init.normal_(weight, 0.0, math.sqrt(2 / (fan_in if init == "fan_in" else fan_out)))
-    raise ValueError(f"init={init!r} is not a scheme; valid: {', '.join(SCHEMES)}")
+    return nn.init.normal_(weight, 0.0, math.sqrt(2 / (fan_in if init == "fan_in" else fan_out)))
+
+
+def check_init(init: str) -> None:
+    """Raises ValueError for an unknown scheme."""
+    if init not in SCHEMES:
+        raise ValueError(f"init={init!r} is not a scheme; valid: {', '.join(SCHEMES)}")
 
 
 def init_bias_(bias: Tensor | None, init: str, *, fan_in: float) -> None:
-    """Fill `bias` in place: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for `torch`, zero for the He schemes; None is left."""
+    """Fills `bias`, if there is one, in place: U(-b, b) with b = 1/sqrt(fan_in) for `torch`, else zeros."""
     if bias is None:
         return
     if init == "torch":
@@ -40,11 +45,12 @@ def init_bias_(bias: Tensor | None, init: str, *, fan_in: float) -> None:
 
 
 class RepeatedFill(TorchDispatchMode):
-    """While entered, a random fill of a large tensor repeats a block of numbers: for networks that are only counted,
-    whose numbers do not matter, but take longer than the counting.
+    """Makes random fills of large tensors cheap: inside this context they repeat one block of random numbers.
+
+    It serves networks that are only counted. Their values do not matter, and drawing them takes longer than counting.
     """
 
-    BLOCK = 65_537  # a prime, so that no two rows of a matrix are equal
+    BLOCK = 65_537  # A prime number, so that no two rows of a matrix are equal.
     FILLS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
 
     def __torch_dispatch__(

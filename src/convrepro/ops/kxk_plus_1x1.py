@@ -1,7 +1,7 @@
-"""A grouped KxK convolution and a dense 1x1 convolution of the same input, added up: one autograd step on a CPU.
+"""The sum of a grouped KxK convolution and a dense 1x1 convolution of the same input, as one autograd step on a CPU.
 
-The 1x1 convolution is a matrix product that adds in place to what the KxK convolution wrote, forward and backward, so
-that neither result is written and read a second time.
+The 1x1 convolution is a matrix product that adds in place to the output of the KxK convolution, in the forward and in
+the backward pass. Neither result has to be written and read a second time.
 """
 
 from typing import Any
@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Channels a group below which oneDNN's grouped kernels leave their vectors partly empty.
 FULL_GROUP = 8
+"""The number of channels in a group from which oneDNN's grouped kernels fill their vector registers."""
 
 
 def fits(x: Tensor) -> bool:
-    """Whether `kxk_plus_1x1` takes this input here: on a CPU, channels_last, in full precision, neither traced nor
-    compiled nor under autocast.
+    """Returns whether `kxk_plus_1x1` supports the input `x`.
+
+    `x` has to be on a CPU, in channels_last and in float32 or float64, without autocast, tracing or compilation.
     """
     return (
         x.device.type == "cpu"
@@ -31,10 +32,10 @@ def fits(x: Tensor) -> bool:
 
 
 def packed(weight: Tensor, groups: int) -> tuple[Tensor, int]:
-    """A grouped weight (N, C/groups, K, K) with neighbouring groups merged until each has at least 8 channels.
+    """Merges neighbouring groups of a grouped weight (N, C/groups, K, K) until each has at least 8 channels.
 
-    Where the weights of one group meet the channels of another there are zeros. Depthwise convolutions, which have
-    kernels of their own in oneDNN, stay as they are. Returns the weight and the number of groups.
+    Returns the merged weight, which has zeros between the original groups, and the number of merged groups. The weight
+    of a depthwise convolution is returned unchanged, because oneDNN has special kernels for it.
     """
     channels = weight.shape[1]
     merged = min((q for q in range(1, groups + 1) if groups % q == 0 and q * channels >= FULL_GROUP), default=groups)
@@ -46,10 +47,12 @@ def packed(weight: Tensor, groups: int) -> tuple[Tensor, int]:
 
 
 class _Sum(torch.autograd.Function):
-    """Both convolutions; where `centres` is None, the 1x1 convolution reads `x` itself."""
+    """Computes the sum of both convolutions. If `centres` is None, the 1x1 convolution reads `x`."""
 
     @staticmethod
-    def forward(x: Tensor, centres: Tensor | None, kxk: Tensor, w1x1: Tensor, bias: Tensor | None, *geometry: Any):
+    def forward(
+        x: Tensor, centres: Tensor | None, kxk: Tensor, w1x1: Tensor, bias: Tensor | None, *geometry: Any
+    ) -> Tensor:
         y = F.conv2d(x, kxk, bias, *geometry).contiguous(memory_format=torch.channels_last)
         _pixels(y).addmm_(_pixels(x if centres is None else centres), w1x1.t())
         return y
@@ -83,7 +86,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """(B, C, H, W) in channels_last as a view (B*H*W, C)."""
+    """Returns a view (B*H*W, C) of x (B, C, H, W), which must be in channels_last."""
     return x.movedim(1, -1).view(-1, x.shape[1])
 
 
@@ -98,10 +101,10 @@ def kxk_plus_1x1(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    """`conv2d(x, weight_kxk, bias, ..., groups) + conv2d(centres, weight_1x1)` for an input that `fits`.
+    """Returns `conv2d(x, weight_kxk, bias, ..., groups) + conv2d(centres, weight_1x1)` (B, N, H', W') in channels_last.
 
-    x: (B, C, H, W) in channels_last; centres: (B, C, H', W'), or None where it is x. weight_kxk: (N, C/groups, K, K).
-    weight_1x1: (N, C). Returns (B, N, H', W') in channels_last. Differentiable once.
+    x: (B, C, H, W), an input for which `fits` returns True. centres: (B, C, H', W'), or None if it is equal to x.
+    weight_kxk: (N, C/groups, K, K). weight_1x1: (N, C). The result can be differentiated once.
     """
     weight, groups = packed(weight_kxk, groups)
     if centres is not None:

@@ -1,12 +1,13 @@
 """Weights that are signed powers of two, in the three forms of DeepShift (arXiv 1905.13298).
 
-Each form keeps float latent parameters, from which every forward pass makes weights +-2^p (or 0) by rounding. The
-gradients are those of `straight_through`: steps of autograd of our own, or, where a graph is compiled or traced, the
-value plus terms that are zero in the forward pass.
+Each form keeps float latent parameters. Every forward pass rounds them to weights +-2^p (or 0). The gradients are
+those of `straight_through`, which uses custom autograd functions, or, while a graph is compiled or traced, adds terms
+to the value that are zero in the forward pass.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,22 +19,22 @@ from convrepro.ops.straight_through import scaled_through, straight_through
 LN2 = math.log(2)
 BITS = range(2, 7)
 NO_SHIFT = -2048
-"""The shift of a zero weight in v1: 2^-2048 is 0 in every float format."""
+"""The shift of a zero weight in v1. 2^-2048 is 0 in every float format."""
 
 
 _DIGITS = {torch.int32: 23, torch.int64: 52}
-"""Binary digits after the leading one of the float format that is as wide as the integer."""
+"""The number of mantissa bits of the float format that has the width of the integer type."""
 
 
 def nearest_power(x: Tensor) -> Tensor:
-    """2^round(log2|x|) in float32, or float64 for float64: x rounds upwards from the geometric mean of two powers on.
+    """Returns 2^round(log2|x|) in float32, for float64 in float64.
 
-    In the bits of |x| = 1.m 2^e the exponent stands above the digits m. What is added to them carries into the exponent
-    exactly where 1.m > sqrt(2). Zero gives 0; subnormal numbers give at most the least normal one; NaN and infinity
-    give any number.
+    x is rounded upwards if it is above the geometric mean of two powers. In the bits of |x| = 1.m 2^e, the exponent
+    lies above the digits m. The sum below carries into the exponent exactly if 1.m > sqrt(2). Zero becomes 0.
+    Subnormal numbers become at most the smallest normal number. The result for NaN and infinity is arbitrary.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if torch.jit.is_tracing():  # the tracer cannot record a view as another dtype
+    if torch.jit.is_tracing():  # The tracer cannot record a view with another dtype.
         return torch.exp2(x.abs().double().log2_().round_()).to(x.dtype)
     integer = torch.int32 if x.dtype == torch.float32 else torch.int64
     one = 1 << _DIGITS[integer]
@@ -43,14 +44,17 @@ def nearest_power(x: Tensor) -> Tensor:
 
 
 def sign_and_exponent(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A tensor of +-2^p and zeros as (sign in {-1, 0, 1}, exponent p), int64; the exponent of a zero is 0.
+    """Splits a tensor of +-2^p and zeros into its signs, in {-1, 0, 1}, and exponents p, both int64.
 
-    Raises ValueError if an entry is neither zero nor a power of two (NaN, infinity).
+    The exponent of a zero is 0. Raises ValueError if an entry is neither zero nor a power of two (NaN, infinity).
     """
     mantissa, exponent = torch.frexp(weight.detach().to(torch.promote_types(weight.dtype, torch.float32)))
     zero = mantissa == 0
     if not torch.all(zero | (mantissa.abs() == 0.5)):
-        raise ValueError("a quantised weight is neither 0 nor a power of two: a latent weight is NaN or infinite")
+        raise ValueError(
+            "a quantised weight is neither 0 nor a power of two, because a latent weight is NaN or infinite; restart "
+            "from finite weights"
+        )
     return mantissa.sign().long(), torch.where(zero, 0, exponent.long() - 1)
 
 
@@ -62,16 +66,16 @@ def _round(x: Tensor, stochastic: bool) -> Tensor:
 
 
 def _from_half(x: Tensor) -> Tensor:
-    """x, and 0 where it lies strictly between -1/2 and 1/2."""
+    """Returns x, with 0 where x lies strictly between -1/2 and 1/2."""
     just_below = 0.5 - torch.finfo(x.dtype).eps / 4
     return F.hardshrink(x, just_below)
 
 
 @dataclass(frozen=True)
 class Code:
-    """How a weight is stored in `bits` bits: a sign bit and, below it, the field `highest` - p.
+    """The format of a weight that is stored in `bits` bits: a sign bit and, below it, the field `highest` - p.
 
-    With `zero`, the last value of the field stands for the weight 0.
+    If `zero` is True, the largest value of the field stands for the weight 0.
     """
 
     bits: int
@@ -80,15 +84,15 @@ class Code:
 
     @classmethod
     def of_range(cls, lowest: int, highest: int, zero: bool) -> "Code":
-        """The shortest code for the shifts from `lowest` to `highest`, and for 0 if `zero`."""
+        """Returns the shortest code for the shifts from `lowest` to `highest`, and for 0 if `zero` is True."""
         return cls(1 + (highest - lowest + zero).bit_length(), highest, zero)
 
 
 class PowerOfTwo(ABC):
-    """A form of weights +-2^p: its latent parameters, what they stand for, and how float weights become latents.
+    """Base class of the forms of weights +-2^p. A form defines how latents become weights and weights become latents.
 
-    `latents` names the parameters; all have the shape of the weight. The shifts p are limited to
-    [`lowest`, `highest`].
+    `latents` lists the names of the latent parameters, which all have the shape of the weight. The shifts p are
+    limited to [`lowest`, `highest`].
     """
 
     latents: tuple[str, ...]
@@ -99,35 +103,35 @@ class PowerOfTwo(ABC):
 
     @abstractmethod
     def encode(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """The latents that stand for the float `weight`: p = round(log2|w|) and the sign of w; 0 stays 0."""
+        """Returns the latents for the float `weight`: p = round(log2|w|) and the sign of w. 0 stays 0."""
 
     @abstractmethod
     def weight(self, *latents: Tensor, stochastic: bool = False) -> Tensor:
-        """The weight that the latents stand for, with the form's gradients; its dtype is theirs.
+        """Returns the weight for the latents, with the gradients of the form, in the dtype of the latents.
 
-        `stochastic` rounds up with the probability of the fractional part, instead of to the nearest.
+        With `stochastic`, rounding is upwards with the probability of the fractional part; without, to the nearest.
         """
 
     @abstractmethod
     def clamp_(self, *latents: Tensor) -> None:
-        """Bring the latents into their range, in place. Latents that are not finite become NaN."""
+        """Clamps the latents to their range, in place. Latents that are not finite become NaN."""
 
     def code(self, weight: Tensor) -> Code:
-        """The code that stores the quantised `weight`."""
+        """Returns the code that stores the quantised `weight`."""
         return Code.of_range(self.lowest, self.highest, zero=False)
 
     def _shifts(self, weight: Tensor) -> Tensor:
-        """round(log2|w|), kept in the range; NaN where the weight is not finite."""
+        """Returns round(log2|w|), clamped to the range of shifts; NaN where the weight is not finite."""
         weight = weight.detach()
         shifts = nearest_power(weight.double()).log2_().clamp_(self.lowest, self.highest)
         return straight_through(shifts.to(weight.dtype), weight)
 
 
 class Q(PowerOfTwo):
-    """DeepShift-Q: the latent is an ordinary float weight W; the weight is sign(W) 2^round(log2|W|).
+    """DeepShift-Q: the latent is an ordinary float weight W, and the weight is sign(W) 2^round(log2|W|).
 
-    p in [-(2^(b-1) - 1), 0]. |W| below the least power counts as that power; only an exact 0 gives 0. The gradient
-    reaches W unchanged through the logarithm, the rounding and the limits.
+    p lies in [-(2^(b-1) - 1), 0]. A |W| below the smallest power counts as this power; only an exact 0 becomes 0. The
+    gradient passes unchanged through the logarithm, the rounding and the limits to W.
     """
 
     latents = ("weight",)
@@ -138,23 +142,25 @@ class Q(PowerOfTwo):
     def encode(self, weight: Tensor) -> tuple[Tensor, ...]:
         return (weight.detach(),)
 
-    def weight(self, latent: Tensor, *, stochastic: bool = False) -> Tensor:
+    def weight(self, *latents: Tensor, stochastic: bool = False) -> Tensor:
+        (latent,) = latents
         with torch.no_grad():
             power = torch.exp2(_round(latent.abs().log2(), True)) if stochastic else nearest_power(latent)
             value = power.clamp(2.0**self.lowest, 2.0**self.highest).to(latent.dtype).mul_(latent.sign())
         return straight_through(value, latent)
 
     @torch.no_grad()
-    def clamp_(self, latent: Tensor) -> None:
+    def clamp_(self, *latents: Tensor) -> None:
+        (latent,) = latents
         magnitude = latent.abs().clamp(2.0**self.lowest, 2.0**self.highest)
         latent.copy_(straight_through(latent.sign() * magnitude, latent))
 
 
 class PS(PowerOfTwo):
-    """DeepShift-PS: the latents are a shift P and a sign S; the weight is sgn(S) 2^round(P) with sgn in {-1, 0, 1}.
+    """DeepShift-PS: the latents are a shift P and a sign S, and the weight is sgn(S) 2^round(P).
 
-    p in [-(2^(b-1) - 2), 0]. sgn(S) is 1 from S = 1/2 on, -1 from S = -1/2 on downwards, 0 between. With g the
-    gradient of the weight V, P gets g V ln 2 and S gets g.
+    p lies in [-(2^(b-1) - 2), 0]. sgn(S) is 1 for S >= 1/2, -1 for S <= -1/2 and 0 between. If g is the gradient of
+    the weight V, the gradient of P is g V ln 2 and that of S is g.
     """
 
     latents = ("shift", "sign")
@@ -165,14 +171,16 @@ class PS(PowerOfTwo):
     def encode(self, weight: Tensor) -> tuple[Tensor, ...]:
         return self._shifts(weight), weight.detach().sign()
 
-    def weight(self, shift: Tensor, sign: Tensor, *, stochastic: bool = False) -> Tensor:
+    def weight(self, *latents: Tensor, stochastic: bool = False) -> Tensor:
+        shift, sign = latents
         with torch.no_grad():
             signs = (_round(sign, True) if stochastic else _from_half(sign)).sign_()
             value = torch.exp2(_round(shift, stochastic).clamp_(self.lowest, self.highest)).mul_(signs).to(shift.dtype)
         return scaled_through(value, shift, sign, LN2)
 
     @torch.no_grad()
-    def clamp_(self, shift: Tensor, sign: Tensor) -> None:
+    def clamp_(self, *latents: Tensor) -> None:
+        shift, _ = latents
         shift.copy_(straight_through(shift.clamp(self.lowest, self.highest), shift))
 
     def code(self, weight: Tensor) -> Code:
@@ -180,12 +188,13 @@ class PS(PowerOfTwo):
 
 
 class V1(PowerOfTwo):
-    """The first version: the latents are a shift S and a negation N; the weight is (-1)^round(N) 2^round(S).
+    """The first version: the latents are a shift S and a negation N, and the weight is (-1)^round(N) 2^round(S).
 
-    S has no limits: shifts to the left, too, and zero weights have S = -2048, which underflows to 0. With g the
-    gradient of the weight V, S gets g V ln 2 and N gets g. The latter is meant for N in [-1, 0], from which the
-    initial values are drawn and where a larger N does mean a larger weight: there, N stands for the sign of N + 1/2.
-    `encode` writes -1 where the paper's conversion writes 1, of the same parity, and `clamp_` keeps N there.
+    S has no limits and may be a shift to the left. Zero weights have S = -2048, which underflows to 0. If g is the
+    gradient of the weight V, the gradient of S is g V ln 2 and that of N is g. The gradient of N is correct in
+    direction for N in [-1, 0], where the sign of the weight is that of N + 1/2 and a larger N means a larger weight.
+    The initial values are drawn from this interval, and `clamp_` keeps N in it. For a negative weight `encode` returns
+    N = -1; the paper's conversion returns 1, which has the same parity.
     """
 
     latents = ("shift", "negation")
@@ -196,23 +205,25 @@ class V1(PowerOfTwo):
     def encode(self, weight: Tensor) -> tuple[Tensor, ...]:
         return self._shifts(weight), -(weight < 0).to(weight.dtype)
 
-    def weight(self, shift: Tensor, negation: Tensor, *, stochastic: bool = False) -> Tensor:
+    def weight(self, *latents: Tensor, stochastic: bool = False) -> Tensor:
+        shift, negation = latents
         with torch.no_grad():
             odd = _round(negation, stochastic).remainder_(2)
             value = torch.exp2(_round(shift, stochastic)).mul_(odd.mul_(-2).add_(1)).to(shift.dtype)
         return scaled_through(value, shift, negation, LN2)
 
     @torch.no_grad()
-    def clamp_(self, shift: Tensor, negation: Tensor) -> None:
+    def clamp_(self, *latents: Tensor) -> None:
+        _, negation = latents
         negation.copy_(straight_through(negation.clamp(-1, 0), negation))
 
     def code(self, weight: Tensor) -> Code:
-        """The shortest code for the powers from the least to the greatest in `weight`, and for 0 if it has any."""
+        """Returns the shortest code for the powers from the smallest to the largest in `weight`, and for its zeros."""
         sign, exponent = sign_and_exponent(weight)
         present, zero = exponent[sign != 0], bool((sign == 0).any())
         lowest, highest = (int(present.min()), int(present.max())) if present.numel() else (1, 0)
         return Code.of_range(lowest, highest, zero)
 
 
-VARIANTS: dict[str, type[PowerOfTwo]] = {"q": Q, "ps": PS, "v1": V1}
-"""The forms by the name that the knob `variant` takes."""
+VARIANTS: dict[str, Callable[..., PowerOfTwo]] = {"q": Q, "ps": PS, "v1": V1}
+"""The forms, keyed by the value of the knob `variant`."""

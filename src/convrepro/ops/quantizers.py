@@ -1,4 +1,4 @@
-"""Numbers in few bits: what a float stands for, and the gradient that it gets from the gradient g of its value.
+"""Quantisers to few bits. The table gives the quantised value of a float, and its gradient if g is that of the value.
 
 | function | value | gradient |
 |---|---|---|
@@ -7,7 +7,7 @@
 | `ternary` | a sign(W) where abs W > d, else 0; d = 0.7 mean abs W, a = mean of those abs W; of the layer | g |
 | `fixed_point` | an integer below 2^(b-1) times a power of two, the least that holds the largest abs x | g |
 
-F is the number of weights of an output channel. A number that is not finite gives NaN, but in `kmeans`.
+F is the number of weights of an output channel. Except in `kmeans`, a number that is not finite becomes NaN.
 
 Sources: `sign` and `binary`: Rastegari, Ordonez, Redmon, Farhadi: "XNOR-Net", 2016 (arXiv 1603.05279), section 3.
 `ternary`: Li, Liu: "Ternary Weight Networks", 2016 (arXiv 1605.04711), section 2. `kmeans`: Han, Mao, Dally: "Deep
@@ -23,12 +23,15 @@ from convrepro.ops.straight_through import straight_through
 
 
 def sign(x: Tensor) -> Tensor:
-    """-1, 0 or +1, in the shape and dtype of `x`."""
+    """Returns -1, 0 or +1, in the shape and dtype of `x`."""
     return straight_through(x.detach().sign(), x * (x.abs() <= 1))
 
 
 def binary(weight: Tensor) -> Tensor:
-    """Signs of `weight` (N, ...), scaled for each output channel by the mean magnitude: the nearest of that form."""
+    """Returns the signs of `weight` (N, ...), scaled in each output channel by its mean magnitude.
+
+    No other scale of the signs is nearer to `weight` in least squares.
+    """
     with torch.no_grad():
         scale = weight.abs().mean(_all_but_first(weight), keepdim=True)
         slope = scale * (weight.abs() <= 1) + 1 / math.prod(weight.shape[1:])
@@ -36,7 +39,10 @@ def binary(weight: Tensor) -> Tensor:
 
 
 def ternary(weight: Tensor) -> Tensor:
-    """-a, 0 or +a, with the threshold and the scale of the whole `weight`, summed in float32 (float64 for float64)."""
+    """Returns -a, 0 or +a. The threshold and the scale a are those of the whole `weight`.
+
+    They are computed in float32, for float64 in float64.
+    """
     with torch.no_grad():
         magnitude = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
         kept = (magnitude > 0.7 * magnitude.mean()).to(magnitude.dtype)
@@ -46,10 +52,11 @@ def ternary(weight: Tensor) -> Tensor:
 
 
 def fixed_point(x: Tensor, bits: int) -> Tensor:
-    """Fixed-point numbers of `bits` bits with the sign; each x[i] has its own binary point, so that none saturates.
+    """Rounds `x` to fixed-point numbers of `bits` bits, including the sign.
 
-    Rounds to the nearest, halves to even, in float32 (float64 for float64): `torch.fake_quantize_per_channel_affine`
-    with these scales gives the same, but has no kernel for the meta device and turns NaN into a number.
+    Each x[i] has its own binary point, so that no number saturates. Rounding is to the nearest, halves to even, in
+    float32 (for float64 in float64). `torch.fake_quantize_per_channel_affine` with these scales gives the same result,
+    but it has no kernel for the meta device and turns NaN into a number.
     """
     with torch.no_grad():
         limit = 2 ** (bits - 1) - 1
@@ -62,11 +69,12 @@ def fixed_point(x: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def kmeans(x: Tensor, clusters: int, iterations: int = 1000) -> tuple[Tensor, Tensor]:
-    """k-means of the single numbers in `x`: centroids (clusters,) in ascending order, and the cluster of each number.
+    """Clusters the numbers in `x` by k-means; `clusters` is at most 256.
 
-    Lloyd's algorithm from centroids spread evenly between the least and the greatest number, until no number changes
-    its cluster or for at most `iterations` rounds. A cluster that loses all its numbers keeps its centroid. The
-    centroids have the dtype of `x`, the clusters its shape, as uint8; `clusters` is at most 256.
+    Returns the centroids (clusters,) in ascending order, in the dtype of `x`, and the cluster of each number, as uint8
+    in the shape of `x`. It runs Lloyd's algorithm from centroids that are spread evenly between the minimum and the
+    maximum, until no number changes its cluster or for `iterations` rounds. A cluster that loses all its numbers keeps
+    its centroid.
     """
     numbers = x.detach().flatten().double()
     ordered = numbers.sort().values

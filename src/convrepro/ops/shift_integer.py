@@ -1,4 +1,4 @@
-"""DeepShift layers (arXiv 1905.13298) on integers: additions and bit shifts only, to check the float layers against."""
+"""An integer reference for DeepShift layers (arXiv 1905.13298), which uses only additions and bit shifts."""
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +10,19 @@ from convrepro.ops.shift import ShiftConv2d, ShiftLinear
 
 @torch.no_grad()
 def integer_forward(layer: ShiftConv2d | ShiftLinear, x: Tensor, *, truncate: bool = False) -> Tensor:
-    """What `layer` gives for the float input `x` in evaluation, in float64, by int64 additions and shifts.
+    """Returns the output of `layer` in evaluation mode for the float input `x`, computed by int64 additions and shifts.
 
-    The input becomes integer codes with f fraction bits, f of `layer.activation_format`. A weight +-2^p negates a code
-    or not and shifts it by p. Where r is the longest shift to the right in the layer, the sum has f + r fraction bits,
-    so that no product loses a bit. The bias of Q and PS is added to the sum as an integer, v1's float bias at the end.
+    The output has the dtype float64. The input is rounded to integer codes with f fraction bits, according to
+    `layer.activation_format`. A weight +-2^p may negate a code and shifts it by p. If r is the longest shift to the
+    right in the layer, the sum has f + r fraction bits, so that no product loses a bit. The bias of Q and PS is added
+    to the sum as an integer; the float bias of v1 is added at the end.
 
-    The result equals `layer.double()(x.double())` bit for bit as long as float64 holds all partial sums exactly
-    (magnitudes below 2^(53 - f - r); in v1 also bias bits beyond f + r). The same holds in float32 for sums within 24
-    bits, where the convolution computes plain sums of products (no Winograd, FFT or TF32).
+    The result equals `layer.double()(x.double())` bit for bit if float64 represents all partial sums exactly
+    (magnitudes below 2^(53 - f - r); in v1 this includes bits of the bias beyond f + r). The same holds in float32 for
+    sums within 24 bits if the convolution computes plain sums of products (no Winograd, FFT or TF32).
 
-    With `truncate` each signed product is cut to f fraction bits by an arithmetic shift to the right before it is
-    added, as hardware with a narrow accumulator and the authors' kernels do: each such term loses at least 0 and less
-    than 2^-f.
+    With `truncate`, an arithmetic shift to the right cuts each signed product to f fraction bits before it is added, as
+    hardware with a narrow accumulator and the authors' kernels do. Each term then loses less than 2^-f.
 
     Raises ValueError if the layer does not round its input, has a weight that is not finite, or needs sums of more than
     63 bits.
@@ -48,18 +48,18 @@ def integer_forward(layer: ShiftConv2d | ShiftLinear, x: Tensor, *, truncate: bo
 
 
 def _shift_and_add(codes: Tensor, sign: Tensor, shift: Tensor) -> Tensor:
-    """The sum over the last axis of sign * codes * 2^shift, each product rounded towards minus infinity."""
+    """Returns the sum of sign * codes * 2^shift over the last axis; each product is rounded towards minus infinity."""
     signed = torch.where(sign < 0, -codes, codes).masked_fill(sign == 0, 0)
     return ((signed << shift.clamp(min=0)) >> (-shift).clamp(0, 63)).sum(dim=-1)
 
 
 def _rows(layer: ShiftConv2d | ShiftLinear, codes: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The codes under each output position, (positions, groups, fan_in), and the shape of the output, channels last."""
+    """Returns the codes in each window, (positions, groups, fan_in), and the output shape with the channels last."""
     if isinstance(layer, ShiftLinear):
         return codes.reshape(-1, 1, layer.in_features), (*codes.shape[:-1], layer.out_features)
     height, width = layer.padding
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    # Not every mode pads integers; float64 holds the codes exactly.
+    # Some padding modes do not support integers. float64 represents the codes exactly.
     codes = F.pad(codes.double(), (width, width, height, height), mode).long()
     for axis, (k, d, s) in enumerate(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)):
         codes = codes.unfold(2 + axis, d * (k - 1) + 1, s)
@@ -74,5 +74,5 @@ def _check_width(codes: Tensor, sign: Tensor, shift: Tensor, bias: Tensor) -> No
     if bound >= 2.0**63:
         raise ValueError(
             f"sums of up to {bound:.3g} units, of codes shifted left by up to {int(shift.max())} bits, do not fit "
-            "63 bits; use fewer fraction bits, or truncate=True"
+            "63 bits; valid: fewer fraction bits, or truncate=True"
         )

@@ -1,11 +1,12 @@
-"""The weights of a DeepShift layer (arXiv 1905.13298) in their true number of bits.
+"""Packing of the weights of a DeepShift layer (arXiv 1905.13298) into b bits each.
 
-A packed weight is a header, the dimensions (uint32 each), the positions of listed zeros (uint32 each), and the codes
-in the order of the weight, b bits each without gaps, the lowest bit first, all little-endian. A code is the sign (1:
-negative) in its highest bit above the field `highest` - p for the weight +-2^p.
+A packed weight consists of a header, the dimensions (uint32 each), the positions of listed zeros (uint32 each), and
+the codes in the order of the weight. A code has b bits; codes follow each other without gaps, lowest bit first, and
+everything is little-endian. The highest bit of a code is the sign (1 is negative); the bits below it are the field
+`highest` - p for the weight +-2^p.
 
-Zeros: PS has a field value for 0, the last one. v1 has it if the layer has zeros. In Q all 2^b codes are powers; an
-exact 0, which a trained layer hardly ever has, is stored as 2^highest and its position is listed.
+In PS, the largest value of the field stands for 0; in v1 it does so if the layer has zeros. In Q all 2^b codes are
+powers; an exact 0, which a trained layer practically never has, is stored as 2^highest, and its position is listed.
 """
 
 import math
@@ -20,11 +21,11 @@ from convrepro.ops.shift import ShiftOperator
 
 MAGIC = b"2^p1"
 HEADER = struct.Struct("<4sBBBxhxxI")
-"""Magic, bits of a code, whether a field value means 0, number of dimensions, `highest`, number of listed zeros."""
+"""Magic, bits of a code, whether a field value stands for 0, number of dimensions, `highest`, count of listed zeros."""
 
 
 def pack(layer: ShiftOperator) -> bytes:
-    """The quantised weight of `layer`, biases left out.
+    """Returns the quantised weight of `layer` as bytes, without the bias.
 
     Raises ValueError if a weight is not finite.
     """
@@ -40,26 +41,27 @@ def pack(layer: ShiftOperator) -> bytes:
 
 
 def unpack(data: bytes) -> Tensor:
-    """The weight that `pack` stored, in float32 on the CPU; `set_weight_` of a layer of the same form takes it exactly.
+    """Returns the weight that `pack` stored, in float32 on the CPU.
 
-    Raises ValueError if `data` is not a packed weight or is cut short.
+    `set_weight_` of a layer of the same variant sets exactly this weight. Raises ValueError if `data` is not a packed
+    weight or has the wrong length.
     """
     if len(data) < HEADER.size or not data.startswith(MAGIC):
-        raise ValueError(f"no packed shift weight: the data starts with {data[:4]!r}, not with {MAGIC!r}")
+        raise ValueError(f"the data is no packed shift weight: it starts with {data[:4]!r}, not with {MAGIC!r}")
     _, bits, zero, ndim, highest, num_listed = HEADER.unpack_from(data)
     start = HEADER.size + 4 * (ndim + num_listed)
-    words = struct.unpack_from(f"<{ndim + num_listed}I", data, HEADER.size) if len(data) >= start else None
-    numel = math.prod(words[:ndim]) if words else 0
-    if words is None or len(data) != start + math.ceil(numel * bits / 8):
-        raise ValueError(f"packed shift weight of {len(data)} bytes is cut short or has bytes too many")
+    numbers = struct.unpack_from(f"<{ndim + num_listed}I", data, HEADER.size) if len(data) >= start else None
+    numel = math.prod(numbers[:ndim]) if numbers else 0
+    if numbers is None or len(data) != start + math.ceil(numel * bits / 8):
+        raise ValueError(f"the packed shift weight of {len(data)} bytes is cut short or has extra bytes")
     codes = _from_bytes(data[start:], bits, numel)
     field = codes & ((1 << (bits - 1)) - 1)
     weight = torch.exp2((highest - field).float())
     weight[codes >> (bits - 1) == 1] *= -1
     if zero:
         weight[field == (1 << (bits - 1)) - 1] = 0
-    weight[list(words[ndim:])] = 0
-    return weight.reshape(words[:ndim])
+    weight[list(numbers[ndim:])] = 0
+    return weight.reshape(numbers[:ndim])
 
 
 def _to_bytes(codes: Tensor, bits: int) -> bytes:

@@ -1,10 +1,11 @@
-"""Sparse: a convolution with a share of its weights. The largest of them, or blocks on the diagonal.
+"""Sparse convolutions: a convolution that keeps a share of its weights.
 
-Unstructured: magnitude pruning of Han, Pool, Tran, Dally: "Learning both Weights and Connections for Efficient Neural
-Networks", 2015 (arXiv 1506.02626), the criterion of `torch.nn.utils.prune.l1_unstructured`, in one step and with the
-places fixed from then on. torch keeps a dense parameter and a mask; here the weights that are left are the parameter.
+The unstructured form keeps the weights that are largest in magnitude: magnitude pruning of Han, Pool, Tran, Dally:
+"Learning both Weights and Connections for Efficient Neural Networks", 2015 (arXiv 1506.02626), with the criterion of
+`torch.nn.utils.prune.l1_unstructured`, in one step and with fixed positions afterwards. torch keeps a dense parameter
+and a mask; here the parameter holds only the weights that are kept.
 
-Block-diagonal weights are a group convolution, the plain `grouped` of comparisons. Products of such convolutions, with
+The block form keeps blocks on the diagonal, which makes a group convolution. Products of group convolutions, with
 permutations of channels between them, are the operators `igcv1`, `igcv2` and `igcv3`.
 """
 
@@ -15,33 +16,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convrepro.ops.base import ConvOperator, Pair, conv_arguments, scaled
+from convrepro.ops.base import ConvOperator, Pair, check_choice, conv_arguments, empty_parameter, scaled
 from convrepro.ops.deployed import conv, geometry
 from convrepro.ops.init import init_bias_, init_weight_
 
 STRUCTURES = ("unstructured", "block")
 GATHERED = 1 << 24
-"""Most numbers that `forward_exact` gathers at a time. With much fewer, a traced run leaves the heap in pieces."""
+"""How many values `forward_exact` gathers at a time. A much smaller number fragments the heap in a traced run."""
 
 
 class SparseConv2d(ConvOperator):
-    """Convolution with the share `density` of its weights: input (B, M, H, W), output (B, N, H', W') as `nn.Conv2d`.
+    """Convolution that keeps the share `density` of its weights: input (B, M, H, W), output (B, N, H', W').
 
-    Its output is that of the standard convolution with the weight `dense_weight()`, whose non-zero entries alone are
-    parameters: what is zero stays zero under each optimizer. MACs for H' x W' positions: one for each of them. At
-    density 1 it is the standard convolution.
+    Its output is that of the standard convolution with the weight `dense_weight()`. Only the non-zero entries of this
+    weight are parameters, so that zeros stay zero under every optimizer. MACs for H' x W' positions: one for each
+    parameter of the weight and each position. At density 1 the operator is the standard convolution.
 
     Knobs:
-        density: share of the weights that are left, in (0, 1]; for `block` 1/G with a number G of blocks that divides
-            the input and output channels of each group (to within 0.5 %, so that 0.333 is a third).
-        structure: "unstructured", the weights largest in magnitude in the whole layer, or "block", those that connect
-            the g-th block of input channels to the g-th block of output channels.
+        density: the share of the weights that is kept, in (0, 1]. For "block" it is 1/G, where the number of blocks G
+            divides the input and output channels of each group; it is rounded by up to 0.5 %, so that 0.333 means 1/3.
+        structure: "unstructured" keeps the weights that are largest in magnitude in the whole layer. "block" keeps
+            those that connect the g-th block of input channels to the g-th block of output channels.
 
-    Parameters: for `unstructured` `values` (weights left, 1), with the buffer `index` (weights left,): their places in
-    the flattened dense weight, ascending; for `block` `weight` (N, M/(groups*G), K, K). `bias` (N,).
+    Parameters: for "unstructured" `values` (kept, 1), with the buffer `index` (kept,), the positions of the values in
+    the flattened dense weight in ascending order; for "block" `weight` (N, M/(groups*G), K, K). `bias` (N,).
 
-    Raises ValueError for a density outside (0, 1], an unfit number of blocks or an unknown structure.
+    Raises ValueError for a density outside (0, 1], a number of blocks that does not divide the channels, and an unknown
+    structure.
     """
+
+    blocks: int
+    weight: nn.Parameter
+    values: nn.Parameter
+    index: Tensor
 
     def __init__(
         self,
@@ -61,41 +68,37 @@ class SparseConv2d(ConvOperator):
         structure: str = "unstructured",
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        if structure not in STRUCTURES:
-            raise ValueError(f"structure={structure!r} is unknown; valid: {', '.join(STRUCTURES)}")
+        check_choice("structure", structure, STRUCTURES)
         if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
             raise ValueError(f"density={density!r} must be a share of the weights; valid: a number in (0, 1]")
         self.density = density
         self.structure = structure
         self._shape = torch.Size((out_channels, in_channels // groups, *self.kernel_size))
-        factory = {"device": device, "dtype": dtype}
         if structure == "block":
             self.blocks = _resolve_blocks(density, in_channels // groups, out_channels // groups)
             shape = (out_channels, self._shape[1] // self.blocks, *self.kernel_size)
-            self.weight = nn.Parameter(torch.empty(shape, **factory))
+            self.weight = empty_parameter(*shape, device=device, dtype=dtype)
         else:
-            left = max(1, round(density * self._shape.numel()))
-            self.values = nn.Parameter(torch.empty((left, 1), **factory))
-            self.register_buffer("index", torch.arange(left, device=device))
-        self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
+            kept = max(1, round(density * self._shape.numel()))
+            self.values = empty_parameter(kept, 1, device=device, dtype=dtype)
+            self.register_buffer("index", torch.arange(kept, device=device))
+        self.bias = empty_parameter(out_channels, device=device, dtype=dtype) if bias else None
         self.reset_parameters()
 
     @classmethod
     @torch.no_grad()
     def from_conv(cls, conv: nn.Conv2d, *, density: float = 0.25, structure: str = "unstructured") -> Self:
-        """The nearest to `conv` in least squares over the weight: the weights that are left, as they are.
+        """Returns the operator that is nearest to `conv` in least squares: it keeps weights of `conv` as they are.
 
         Raises ValueError as the constructor does.
         """
         operator = cls(**conv_arguments(conv), density=density, structure=structure)
         operator.set_weight_(conv.weight)
-        if operator.bias is not None:
-            operator.bias.copy_(conv.bias)
-        return operator.train(conv.training)
+        return operator._with_bias_and_mode_of(conv)
 
     @torch.no_grad()
     def set_weight_(self, weight: Tensor) -> None:
-        """Take over a dense weight (N, M/groups, K, K): of it `unstructured` keeps the largest magnitudes."""
+        """Sets the weights from a dense weight (N, M/groups, K, K); "unstructured" selects the largest magnitudes."""
         if self.structure == "block":
             by_block = weight.unflatten(1, (self.blocks, -1)).unflatten(0, (self.groups, self.blocks, -1))
             self.weight.copy_(torch.stack([by_block[:, b, :, b] for b in range(self.blocks)], 1).flatten(0, 2))
@@ -105,35 +108,37 @@ class SparseConv2d(ConvOperator):
             self.values.copy_(flat[self.index, None])
 
     def reset_parameters(self, init: str = "torch") -> None:
-        """Draw fresh weights (schemes: `ops.init`): for `block` with the fans of the group convolution; for
-        `unstructured` a dense weight with its fans, whose largest magnitudes are most of its variance.
+        """Draws fresh weights (schemes: `ops.init`).
 
-        Raises ValueError for an unknown scheme.
+        For "block" they have the fans of the group convolution. For "unstructured" a dense weight with the fans of the
+        standard convolution is drawn; its largest magnitudes, which are kept, hold most of its variance. Raises
+        ValueError for an unknown scheme.
         """
-        blocks = self.blocks if self.structure == "block" else 1
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        fan_in, fan_out = (taps * n // (self.groups * blocks) for n in (self.in_channels, self.out_channels))
+        fan_in, fan_out = self._dense_fans()
         if self.structure == "block":
+            fan_in, fan_out = fan_in // self.blocks, fan_out // self.blocks
             init_weight_(self.weight, init, fan_in=fan_in, fan_out=fan_out)
         else:
             self.set_weight_(init_weight_(self.values.new_empty(self._shape), init, fan_in=fan_in, fan_out=fan_out))
         init_bias_(self.bias, init, fan_in=fan_in)
 
     def macs(self, out_h: int, out_w: int) -> int:
-        """Multiply-accumulates for one image: one for each weight that is left and each output position."""
+        """Returns the multiply-accumulates for one image: one for each weight that is kept and each output position."""
         return out_h * out_w * (self.weight if self.structure == "block" else self.values).numel()
 
     def weight_bits(self) -> int:
-        """32 for each weight that is left, and for `unstructured` their places, in the shorter of two forms: a bit for
-        each place, or the number of the place for each weight.
+        """Returns the bits of the deployed weights: 32 for each weight that is kept.
+
+        "unstructured" adds the bits of the positions, in the shorter of two forms: one bit for each position of the
+        dense weight, or the number of the position for each weight.
         """
         if self.structure == "block":
             return super().weight_bits()
-        left, places = len(self.index), self._shape.numel()
-        return 32 * left + min(places, left * (places - 1).bit_length())
+        kept, positions = len(self.index), self._shape.numel()
+        return 32 * kept + min(positions, kept * (positions - 1).bit_length())
 
     def dense_weight(self) -> Tensor:
-        """The weight (N, M/groups, K, K) of the equal standard convolution, with zeros filled in; detached."""
+        """Returns the weight (N, M/groups, K, K) of the equivalent standard convolution, zeros included, detached."""
         if self.structure == "unstructured":
             return self._scattered().detach()
         dense = self.weight.detach().new_zeros(self._shape)
@@ -143,22 +148,25 @@ class SparseConv2d(ConvOperator):
         return dense
 
     def forward(self, x: Tensor) -> Tensor:
-        """A group convolution, or a dense one with zeros filled in."""
+        """Applies a group convolution, or for "unstructured" a dense one whose weight contains the zeros."""
         return self._convolved(x)
 
     def forward_exact(self, x: Tensor) -> Tensor:
-        """As `forward`; for `unstructured` by products of the weights that are left with the inputs they meet."""
+        """Computes the same as `forward`; for "unstructured" it multiplies only the weights that are kept."""
         if self.structure == "block":
             return self._convolved(x)
         x, padding = self._padded(x)
-        words = zip(x.shape[2:], padding, self.dilation, self.kernel_size, self.stride, strict=True)
-        positions = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in words]
+        axes = zip(x.shape[2:], padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        positions = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in axes]
         windows = F.unfold(x, self.kernel_size, self.dilation, padding, self.stride)
         y = self._products(windows.transpose(0, 1).flatten(1)).unflatten(1, (len(x), *positions)).transpose(0, 1)
-        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+        return self._plus_bias(y)
 
     def deployed(self) -> nn.Module:
-        """The group convolution, or the dense one with zeros filled in: no library here gains from scattered zeros."""
+        """Returns the group convolution, or the dense one whose weight contains the zeros.
+
+        No library used here computes faster with scattered zeros.
+        """
         weight, groups = self._filled()
         return conv(weight, self.bias, groups, **geometry(self))
 
@@ -166,8 +174,11 @@ class SparseConv2d(ConvOperator):
         if self.structure == "block":
             self.weight = scaled(self.weight, scale)
         else:
-            self.values = scaled(self.values, scale[self.index // self._shape[1:].numel()])
+            self.values = scaled(self.values, scale[self.index // self._fan_in()])
         return True
+
+    def _fan_in(self) -> int:
+        return self._shape[1:].numel()
 
     def _convolved(self, x: Tensor) -> Tensor:
         x, padding = self._padded(x)
@@ -175,7 +186,7 @@ class SparseConv2d(ConvOperator):
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, groups)
 
     def _filled(self) -> tuple[Tensor, int]:
-        """The weight of the equal convolution, and its number of groups."""
+        """Returns the weight and the number of groups of the equivalent `nn.Conv2d`."""
         block = self.structure == "block"
         return (self.weight, self.groups * self.blocks) if block else (self._scattered(), self.groups)
 
@@ -184,12 +195,12 @@ class SparseConv2d(ConvOperator):
         return flat.scatter(0, self.index, self.values[:, 0]).view(self._shape)
 
     def _products(self, windows: Tensor) -> Tensor:
-        """The weights left (N, M/groups*K*K) times `windows` (M*K*K, L), without a product by zero: (N, L).
+        """Returns the product (N, L) of the kept weights (N, M/groups*K*K) and `windows` (M*K*K, L).
 
-        The weights of each filter are cut into runs whose lengths are powers of two, and runs of one length, one for a
-        filter, are multiplied together.
+        It does not multiply by zeros. The weights of each filter are split into runs whose lengths are different powers
+        of two, and the runs of the same length, at most one for each filter, are multiplied together.
         """
-        fan_in = self._shape[1:].numel()
+        fan_in = self._fan_in()
         filters = self.index // fan_in
         inputs = self.index % fan_in + filters // (self.out_channels // self.groups) * fan_in
         counts = filters.bincount(minlength=self.out_channels).tolist()
@@ -201,7 +212,7 @@ class SparseConv2d(ConvOperator):
             length = 1 << bit
             having = [n for n, count in enumerate(counts) if count & length]
             for part in _parts(having, GATHERED // max(1, length * windows.shape[1])):
-                # A filter's runs stand at the end of its weights, the shortest last.
+                # The runs of a filter are ordered by length, the longest first.
                 first = torch.tensor([ends[n] - counts[n] % (2 * length) for n in part], device=windows.device)
                 run = first[:, None] + torch.arange(length, device=windows.device)
                 products = torch.bmm(self.values[run].transpose(1, 2), windows[inputs[run]])[:, 0]
@@ -216,12 +227,12 @@ def _parts(items: list[int], size: int) -> list[list[int]]:
 
 
 def _resolve_blocks(density: float, in_channels: int, out_channels: int) -> int:
-    """The number of blocks on the diagonal of a group with so many channels."""
+    """Returns the number of blocks on the diagonal. The channels are those of one group."""
     blocks = round(1 / density)
     if abs(density * blocks - 1) > 0.005 or in_channels % blocks or out_channels % blocks:
         valid = [b for b in range(1, in_channels + 1) if in_channels % b == 0 and out_channels % b == 0]
         raise ValueError(
-            f"density={density!r} of structure='block' must be 1/G, G blocks dividing in_channels={in_channels} and "
+            f"density={density!r} of structure='block' must be 1/G, where G divides in_channels={in_channels} and "
             f"out_channels={out_channels} of a group; valid: {', '.join(f'1/{b}' for b in valid)}"
         )
     return blocks

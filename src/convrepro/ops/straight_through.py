@@ -1,4 +1,4 @@
-"""The straight-through estimator: a step function's value with the gradient of the identity."""
+"""The straight-through estimator: the value of a step function with the gradient of the identity."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def straight_through(value: Tensor, latent: Tensor) -> Tensor:
-    """`value` in the forward pass, bit for bit; in the backward pass the gradient goes to `latent` unchanged.
+    """Returns `value`, bit for bit, and passes the gradient of the result to `latent` unchanged.
 
-    Both have the same shape and dtype; `value` carries no gradient, belongs to nobody else and is overwritten. Where
-    `latent` is NaN or infinite the result is NaN, so that a step that would turn a diverged number into an ordinary one
-    cannot hide it.
+    Both have the same shape and dtype. `value` must not require a gradient and is overwritten, so that the caller must
+    not use it again. Where `latent` is NaN or infinite the result is NaN; otherwise the step function could turn a
+    diverged number into an ordinary one.
     """
     if plain_only():
         return (latent - latent.detach()).add_(value)
@@ -19,19 +19,19 @@ def straight_through(value: Tensor, latent: Tensor) -> Tensor:
 
 
 def scaled_through(value: Tensor, latent: Tensor, direct: Tensor, scale: float) -> Tensor:
-    """As `straight_through(value, direct)`, and `latent` gets the gradient times `value` times `scale`."""
+    """Returns `straight_through(value, direct)`; `latent` gets the gradient multiplied by `value` and by `scale`."""
     if plain_only():
         return torch.addcmul(straight_through(value, direct), latent - latent.detach(), value, value=scale)
     return _ScaledThrough.apply(value, latent, direct, scale)
 
 
 def plain_only() -> bool:
-    """Whether a graph is being recorded, which takes arithmetic and no autograd step of our own."""
+    """Returns whether a graph is being compiled or traced, which cannot contain a custom autograd function."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _spoil_(value: Tensor, latent: Tensor) -> Tensor:
-    """Zero times `latent` added: nothing, but NaN where it is not finite; one pass over memory."""
+    """Sets `value` to NaN where `latent` is not finite, by adding zero times `latent` in one pass over the memory."""
     return value.add_(latent, alpha=0)
 
 

@@ -1,7 +1,7 @@
-"""What the networks of the zoo share: the methods that timm's tools call, and how they are built and initialised."""
+"""Base classes and functions of the networks in the zoo: the methods that timm's tools call, and initialisation."""
 
 from abc import ABC, abstractmethod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -16,16 +16,17 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class ImageClassifier(nn.Module, ABC):
-    """Images (B, in_chans, H, W) to logits (B, num_classes).
+    """A network that maps images (B, in_chans, H, W) to logits (B, num_classes).
 
-    A subclass builds its layers, with `neck` taking what `forward_features` returns to (B, num_features), and ends its
-    constructor with `finish`.
+    The constructor of a subclass builds the layers and calls `finish` last. Its `neck` maps the result of
+    `forward_features` to (B, num_features).
     """
 
     neck: nn.Module
+    linear: nn.Module
 
     def finish(self, num_features: int, num_classes: int, in_chans: int, drop_rate: float) -> None:
-        """Add the classifier, after dropout of `drop_rate`, and initialise the network."""
+        """Adds dropout of `drop_rate` and the classifier, and initialises the network."""
         self.num_features = self.head_hidden_size = num_features
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -34,19 +35,18 @@ class ImageClassifier(nn.Module, ABC):
         self.init_weights(self)
 
     def init_weights(self, module: nn.Module) -> None:
-        """Draw the weights in `module`; PyTorch's own defaults, already drawn, unless a subclass says otherwise."""
+        """Draws the weights in `module`. The base class keeps those that PyTorch has drawn."""
 
     def get_classifier(self) -> nn.Module:
-        """The last layer; `nn.Identity` where the network has no classes."""
+        """Returns the last layer, which is `nn.Identity` if the network has no classes."""
         return self.linear
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier of `num_classes` in place, or none for 0.
+        """Replaces the classifier by a fresh one with `num_classes` outputs, or by `nn.Identity` for 0.
 
-        Raises ConvReproError for a `global_pool` other than "avg": the pooling belongs to the network.
+        Raises ConvReproError as `check_pooling` does.
         """
-        if global_pool not in (None, "avg"):
-            raise ConvReproError(f"global_pool={global_pool!r}: {type(self).__name__} has its own pooling; valid: avg")
+        check_pooling(self, global_pool)
         self.num_classes = num_classes
         some = next(self.parameters())
         self.linear = (
@@ -58,10 +58,10 @@ class ImageClassifier(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """The features that `neck` takes."""
+        """Returns the features, which are the input of `neck`."""
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features to logits, or to what the classifier sees, (B, num_features)."""
+        """Maps features to logits, or with `pre_logits` to the input of the classifier, (B, num_features)."""
         x = self.head_drop(self.neck(x))
         return x if pre_logits else self.linear(x)
 
@@ -72,7 +72,7 @@ class ImageClassifier(nn.Module, ABC):
 class CifarClassifier(ImageClassifier):
     """An `ImageClassifier` with the initialisation of HetConv's CIFAR recipe.
 
-    Convolutions N(0, 2/fan_out) with their true fan, linear layers N(0, 0.01^2), biases zero.
+    Convolutions are N(0, 2/fan_out) with their true fan, linear layers are N(0, 0.01^2), and biases are zero.
     """
 
     @torch.no_grad()
@@ -80,8 +80,8 @@ class CifarClassifier(ImageClassifier):
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
                 taps = layer.kernel_size[0] * layer.kernel_size[1]
-                fans = {"fan_in": layer.in_channels, "fan_out": layer.out_channels}
-                init_weight_(layer.weight, "fan_out", **{k: v // layer.groups * taps for k, v in fans.items()})
+                fan_in, fan_out = (n // layer.groups * taps for n in (layer.in_channels, layer.out_channels))
+                init_weight_(layer.weight, "fan_out", fan_in=fan_in, fan_out=fan_out)
             elif isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, 0.0, 0.01)
             else:
@@ -90,18 +90,24 @@ class CifarClassifier(ImageClassifier):
                 nn.init.zeros_(layer.bias)
 
 
+def check_pooling(network: nn.Module, global_pool: str | None) -> None:
+    """Raises ConvReproError for a `global_pool` other than "avg", because the pooling belongs to the network."""
+    if global_pool not in (None, "avg"):
+        raise ConvReproError(f"global_pool={global_pool!r}: {type(network).__name__} has its own pooling; valid: avg")
+
+
 def average_pool() -> nn.Sequential:
-    """Feature maps (B, C, H, W) to their means (B, C)."""
+    """Returns layers that map feature maps (B, C, H, W) to their means (B, C)."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def squeeze_excite(channels: int, reduction: int | None) -> nn.Module:
-    """Squeeze-and-excitation with `reduction`, or nothing for None."""
+    """Returns squeeze-and-excitation with `reduction`, or `nn.Identity` for None."""
     return nn.Identity() if reduction is None else SqueezeExcite(channels, reduction)
 
 
 def cifar_cfg(first_conv: str) -> dict[str, object]:
-    """timm's description of a network for CIFAR-10; mean and standard deviation are those of its training images."""
+    """Returns timm's configuration of a network for CIFAR-10, with the statistics of its training images."""
     return {
         "input_size": (3, 32, 32),
         "num_classes": 10,
@@ -114,7 +120,7 @@ def cifar_cfg(first_conv: str) -> dict[str, object]:
 
 
 def imagenet_cfg(first_conv: str, classifier: str = "linear") -> dict[str, object]:
-    """timm's description of a network for ImageNet; mean and standard deviation are those of its training images."""
+    """Returns timm's configuration of a network for ImageNet, with the statistics of its training images."""
     return {
         "input_size": (3, 224, 224),
         "num_classes": 1000,
@@ -126,8 +132,8 @@ def imagenet_cfg(first_conv: str, classifier: str = "linear") -> dict[str, objec
     }
 
 
-def build(network: type[Network], name: str, pretrained: bool, **kwargs: object) -> Network:
-    """The `network` that timm registers as `name`; raises ConvReproError if asked for pretrained weights."""
+def build(network: type[Network], name: str, pretrained: bool, **kwargs: Any) -> Network:
+    """Builds the `network` that timm registers as `name`. Raises ConvReproError for `pretrained=True`."""
     if pretrained:
-        raise ConvReproError(f"pretrained=True: no weights for {name} are published with this project")
+        raise ConvReproError(f"pretrained=True: no weights for {name} are published with this project; valid: False")
     return build_model_with_cfg(network, name, pretrained=False, **kwargs)

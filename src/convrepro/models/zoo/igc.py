@@ -1,4 +1,4 @@
-"""What the networks of interleaved group convolutions share: their initialisation, and the plain CIFAR network."""
+"""The initialisation of the networks of interleaved group convolutions, and their plain network for CIFAR."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ from convrepro.ops import ConvOperator
 from convrepro.ops.init import init_weight_
 
 MakeConv = Callable[[int, int, int], nn.Module]
-"""(in_channels, out_channels, stride) to a 3x3 convolution, or what takes its place."""
+"""A function of (in_channels, out_channels, stride) that returns a 3x3 convolution or its replacement."""
 
 
 class IgcClassifier(ImageClassifier):
-    """An `ImageClassifier` with the initialisation of the IGCV1 and IGCV3 authors' code.
+    """An `ImageClassifier` with the initialisation of the code of the authors of IGCV1 and IGCV3.
 
-    Convolutions N(0, 2/fan_in), each of an operator's own with its true fan; linear layers U(-b, b) with
-    b = 1/sqrt(fan_in), PyTorch's default.
+    Convolutions, including those inside an operator, are N(0, 2/fan_in) with their true fan. Linear layers are U(-b, b)
+    with b = 1/sqrt(fan_in), PyTorch's default.
     """
 
     @torch.no_grad()
@@ -32,7 +32,7 @@ class IgcClassifier(ImageClassifier):
 
 
 class PlainBlock(nn.Module):
-    """A convolution, batch norm (eps 2e-5, momentum 0.01: the IGCV1 authors' code) and ReLU."""
+    """A convolution, batch norm (eps 2e-5 and momentum 0.01, as in the code of IGCV1's authors) and ReLU."""
 
     def __init__(self, conv: nn.Module, channels: int) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class PlainBlock(nn.Module):
 class PlainCifar(IgcClassifier):
     """A 3x3 convolution and three stages of (depth - 2) / 3 blocks with width, 2 width and 4 width channels.
 
-    No shortcuts; the first block of the second and third stage has stride 2. `make_conv` gives the blocks'
-    convolutions. Raises ConvReproError for a depth that is not 3 B + 2.
+    There are no shortcuts. The first block of the second and of the third stage has stride 2. `make_conv` makes the
+    convolutions of the blocks. Raises ConvReproError for a depth that is not 3 B + 2.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class PlainCifar(IgcClassifier):
         self.finish(channels, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, 4 width, H/4, W/4)."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, 4 width, H/4, W/4)."""
         return self.layers(self.stem(x))
 
 
 def check_depth(depth: int, step: int) -> None:
-    """Raise ConvReproError unless `depth` is `step` B + 2 for a B of at least 1."""
+    """Raises ConvReproError unless `depth` is `step` B + 2 for a B of at least 1."""
     if depth < step + 2 or (depth - 2) % step:
         choices = ", ".join(str(step * blocks + 2) for blocks in range(1, 4))
         raise ConvReproError(f"depth={depth} must be {step} B + 2 for some B; valid: {choices}, ...")

@@ -1,12 +1,13 @@
 """IGCV1: Zhang, Qi, Xiao, Wang: "Interleaved Group Convolutions for Deep Neural Networks", ICCV 2017
 (arXiv 1707.02725). The networks are those of the authors' code, github.com/hellozting/InterleavedGroupConvolutions:
-`plain_igc.py`, `resnet_igc.py` and, for ImageNet, the symbols released with the checkpoints.
+`plain_igc.py`, `resnet_igc.py` and, for ImageNet, the symbol files released with the checkpoints.
 
-`RegConv` is the paper's word for the same network with regular convolutions, W for its width.
+The paper calls the same network with regular convolutions `RegConv` and its width W.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def conv3x3(
     secondary_partitions: int | None = None,
     fusion: str = "learned",
 ) -> nn.Module:
-    """An interleaved group convolution without bias; a regular convolution for `primary_partitions=None`."""
+    """Returns an interleaved group convolution without bias, or a regular one for `primary_partitions=None`."""
     if primary_partitions is None:
         return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
     return IGCV1Conv2d(
@@ -48,12 +49,15 @@ def norm(channels: int) -> nn.BatchNorm2d:
 
 
 class ResidualUnit(nn.Module):
-    """Convolution, norm, ReLU, convolution, norm; then the shortcut is added, then ReLU.
+    """Convolution, norm, ReLU, convolution, norm, the addition of the shortcut, and ReLU.
 
-    Where the width changes, the shortcut is a 1x1 convolution with as many groups as there are primary partitions,
-    and norm. With `quirk` the first convolution has in_channels / primary_partitions secondary partitions, as in the
-    authors' CIFAR code: where the width doubles, half as many of twice the size as the paper's definition.
+    If the width changes, the shortcut is a 1x1 convolution, with as many groups as there are primary partitions,
+    followed by a norm. With `quirk` the first convolution has in_channels / primary_partitions secondary partitions, as
+    in the authors' CIFAR code. Where the width doubles, these are half as many as in the paper's definition, and each
+    has twice the size.
     """
+
+    shortcut: nn.Module
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, primary_partitions: int | None, quirk: bool
@@ -80,8 +84,9 @@ class ResidualUnit(nn.Module):
 class ResidualNet(IgcClassifier):
     """A first convolution to `stem` channels, and a stage of `units` residual units for each of `widths`.
 
-    `primary_partitions` gives those of each stage. The first convolution is 3x3, or with `large` 7x7 with stride 2 and
-    a 3x3 max pool with stride 2 after it. Every stage but the first halves the resolution.
+    `primary_partitions` holds the number of primary partitions in each stage. The first convolution is 3x3. With
+    `large` it is 7x7 with stride 2, followed by a 3x3 max pool with stride 2. Every stage except the first halves the
+    resolution.
     """
 
     def __init__(
@@ -113,7 +118,10 @@ class ResidualNet(IgcClassifier):
         self.finish(channels, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps of the last width: (B, C, H/4, W/4), or with `large` H/32."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, C, H/4, W/4), or with `large` (B, C, H/32, W/32).
+
+        C is the last width.
+        """
         return self.layers(self.pool(self.act1(self.bn1(self.conv1(x)))))
 
 
@@ -136,12 +144,12 @@ def igcv1_plain_cifar(
     primary_partitions: int = 24,
     secondary_partitions: int = 2,
     fusion: str = "learned",
-    **kwargs: object,
+    **kwargs: Any,
 ) -> PlainCifar:
     """IGC-L24M2 of depth 20: 155,962 parameters, 28.76 M MACs.
 
-    `primary_partitions` is L in all stages, `secondary_partitions` M in the first, doubled in each further one.
-    fusion="sum" adds the primary partitions up instead of the secondary convolutions: SumFusion.
+    `primary_partitions` is L in all stages. `secondary_partitions` is M in the first stage and doubles in each further
+    stage. fusion="sum" sums the primary partitions instead of applying the secondary convolutions (SumFusion).
     """
     make_conv = partial(conv3x3, primary_partitions=primary_partitions, fusion=fusion)
     width = primary_partitions * secondary_partitions
@@ -149,14 +157,14 @@ def igcv1_plain_cifar(
 
 
 @register_model
-def regconv_plain_cifar(pretrained: bool = False, depth: int = 20, width: int = 18, **kwargs: object) -> PlainCifar:
+def regconv_plain_cifar(pretrained: bool = False, depth: int = 20, width: int = 18, **kwargs: Any) -> PlainCifar:
     """RegConv-W18 of depth 20: 341,020 parameters, 51.26 M MACs."""
     make_conv = partial(conv3x3, primary_partitions=None)
     return build(PlainCifar, "regconv_plain_cifar", pretrained, width=width, depth=depth, make_conv=make_conv, **kwargs)
 
 
 def _residual_cifar(
-    name: str, pretrained: bool, depth: int, width: int, primary_partitions: int | None, **kwargs: object
+    name: str, pretrained: bool, depth: int, width: int, primary_partitions: int | None, **kwargs: Any
 ) -> ResidualNet:
     check_depth(depth, 6)
     return build(
@@ -178,7 +186,7 @@ def igcv1_residual_cifar(
     primary_partitions: int = 24,
     secondary_partitions: int = 2,
     quirk: bool = False,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> ResidualNet:
     """IGC-L24M2+Ident. of depth 20: 157,498 parameters; with `quirk` (see `ResidualUnit`) 164,410."""
     width = primary_partitions * secondary_partitions
@@ -186,7 +194,7 @@ def igcv1_residual_cifar(
 
 
 @register_model
-def regconv_residual_cifar(pretrained: bool = False, depth: int = 20, width: int = 18, **kwargs: object) -> ResidualNet:
+def regconv_residual_cifar(pretrained: bool = False, depth: int = 20, width: int = 18, **kwargs: Any) -> ResidualNet:
     """RegConv-W18+Ident. of depth 20: 344,476 parameters."""
     return _residual_cifar("regconv_residual_cifar", pretrained, depth, width, None, **kwargs)
 
@@ -197,13 +205,13 @@ def igcv1_imagenet(
     primary_partitions: int = 100,
     secondary_partitions: int = 2,
     grows: str = "primary",
-    **kwargs: object,
+    **kwargs: Any,
 ) -> ResidualNet:
     """IGC-L100M2+Ident. of depth 18: 8,637,900 parameters, 1.265 G MACs.
 
-    L primary and M secondary partitions are those of the first stage. `grows` says which double from stage to stage:
+    The first stage has L primary and M secondary partitions. `grows` selects which of them double from stage to stage:
     "primary", as in L100M2, whose first convolution has L channels, or "secondary", as in L4M32 and L16M16, whose first
-    convolution has L M. Raises ConvReproError for another word.
+    convolution has L M channels. Raises ConvReproError for another value.
     """
     if grows not in GROWS:
         raise ConvReproError(f"grows={grows!r} is unknown; valid: {', '.join(GROWS)}")
@@ -223,8 +231,8 @@ def igcv1_imagenet(
 
 
 @register_model
-def regconv_imagenet(pretrained: bool = False, width: int = 64, **kwargs: object) -> ResidualNet:
-    """ResNet-18 (C=64): 11,689,512 parameters, 1.814 G MACs; the paper compares with width 69, too."""
+def regconv_imagenet(pretrained: bool = False, width: int = 64, **kwargs: Any) -> ResidualNet:
+    """ResNet-18 (C=64): 11,689,512 parameters, 1.814 G MACs. The paper also compares with width 69."""
     return build(
         ResidualNet,
         "regconv_imagenet",

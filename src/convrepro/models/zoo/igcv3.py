@@ -1,11 +1,12 @@
 """IGCV3: Sun, Li, Liu, Wang: "IGCV3: Interleaved Low-Rank Group Convolutions for Efficient Deep Neural Networks",
-BMVC 2018 (arXiv 1806.00178). Stages, rounding of widths and the place of the activation as in the authors' code,
-github.com/homles11/IGCV3; the CIFAR strides as in a port that had them from the authors, github.com/cvtower/
-SeesawNet_pytorch.
+BMVC 2018 (arXiv 1806.00178). The stages, the rounding of widths and the position of the activation are those of the
+authors' code, github.com/homles11/IGCV3. The CIFAR strides are those of a port that obtained them from the authors,
+github.com/cvtower/SeesawNet_pytorch.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -18,25 +19,27 @@ from convrepro.ops.igc import ChannelShuffle
 EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
 STRIDES_CIFAR = (1, 1, 2, 2, 1, 1, 1)
-"""For images of 32x32, together with stride 1 in the first convolution: the last feature maps are 8x8."""
+"""For images of 32x32 and stride 1 in the first convolution; the last feature maps are 8x8."""
 
 WIDTHS = (16, 24, 32, 64, 96, 160, 320)
 WIDTHS_W = (32, 48, 64, 128, 192, 320, 640)
 BLOCKS = (1, 2, 3, 4, 3, 3, 1)
-"""Blocks a stage of MobileNetV2 and of IGCV3-W, the wider network."""
+"""The number of blocks in each stage of MobileNetV2 and of IGCV3-W, the wider network."""
 BLOCKS_D = (1, 4, 6, 8, 6, 6, 1)
-"""Blocks a stage of IGCV3-D, the deeper network."""
+"""The number of blocks in each stage of IGCV3-D, the deeper network."""
 
 
 class Igcv3Block(nn.Module):
-    """Low-rank group pointwise convolution, channel shuffle, depthwise 3x3, group pointwise convolution.
+    """A 1x1 group convolution to `hidden` channels, channel shuffle, a depthwise 3x3 and a 1x1 group convolution.
 
-    (B, in_channels, H, W) to (B, out_channels, H/stride, W/stride), by way of `hidden` channels. Batch norm follows
-    each convolution, ReLU6 the depthwise one; with `act_first` the expansion as well. `hidden=None` leaves the
-    expansion out. With groups (1, 1) and `act_first` it is the block of MobileNetV2 (arXiv 1801.04381, section 3.3).
+    It maps (B, in_channels, H, W) to (B, out_channels, H/stride, W/stride). Each convolution is followed by batch norm,
+    the depthwise one also by ReLU6, and with `act_first` the first one as well. With `hidden=None` the first
+    convolution is omitted. With groups (1, 1) and `act_first` it is the block of MobileNetV2 (arXiv 1801.04381,
+    section 3.3).
 
-    The shuffle is the first permutation of the paper, which gives each group of the last convolution as many channels
-    from each group of the first; the second is not applied in the authors' code, nor here.
+    The shuffle is the first permutation of the paper: each group of the last convolution takes equally many channels
+    from each group of the first. The authors' code does not apply the paper's second permutation, and neither does this
+    class.
     """
 
     def __init__(
@@ -72,19 +75,21 @@ class Igcv3Block(nn.Module):
 
 
 class Igcv3(IgcClassifier):
-    """A 3x3 convolution to 32 channels, seven stages of blocks, a 1x1 convolution to 1280 channels.
+    """A 3x3 convolution to 32 channels, seven stages of blocks, and a 1x1 convolution to 1280 channels.
 
-    Every block of a stage but its first has a shortcut. Model arguments:
+    Every block except the first of a stage has a shortcut.
 
-    width: multiplies every width, the last only where it is above 1. Widths are rounded to whole numbers, then up to
-        even ones that `groups` divide.
-    groups: of the two 1x1 convolutions of a block.
-    blocks: their number in each of the seven stages.
-    as_released: with the authors' code's slips in the widths where `width` is not 1: the expansion of a stage's first
-        block multiplies twice, and the last convolution has one channel more.
+    Args:
+        width: factor of all widths; it applies to the last convolution only if it is above 1. Widths are rounded to
+            integers, then up to even numbers that `groups` divide.
+        groups: numbers of groups of the two 1x1 convolutions of a block.
+        blocks: numbers of blocks in the seven stages.
+        as_released: if True and `width` is not 1, the widths contain two errors of the authors' code: in the first
+            block of a stage `width` multiplies the expansion twice, and the last convolution has one more channel.
+        expand_first: whether the first block, whose expansion is 1, has the first 1x1 convolution.
+        act_first: see `Igcv3Block`.
 
-    `expand_first` gives the first block, whose expansion is 1, the 1x1 convolution too. `act_first`: see `Igcv3Block`.
-    Raises ConvReproError where `blocks` are not seven numbers or `groups` not two.
+    Raises ConvReproError if `blocks` are not seven numbers or `groups` not two.
     """
 
     def __init__(
@@ -107,7 +112,8 @@ class Igcv3(IgcClassifier):
             raise ConvReproError(f"blocks={list(blocks)} must give a number for each of the {len(widths)} stages")
         if len(groups) != 2:
             raise ConvReproError(f"groups={list(groups)} must be two numbers, for the two 1x1 convolutions of a block")
-        multiple = math.lcm(2, *groups)
+        first_groups, last_groups = groups
+        multiple = math.lcm(2, first_groups, last_groups)
 
         def scaled(channels: int) -> int:
             return math.ceil(round(channels * width) / multiple) * multiple
@@ -127,7 +133,8 @@ class Igcv3(IgcClassifier):
                     expanded = twice if twice % 2 == 0 else channels + 1
                 hidden = expansion * expanded if stage or expand_first else None
                 step = stride if i == 0 else 1
-                layers.append(Igcv3Block(channels, hidden, scaled(base), step, tuple(groups), i > 0, act_first))
+                both = first_groups, last_groups
+                layers.append(Igcv3Block(channels, hidden, scaled(base), step, both, i > 0, act_first))
                 channels = scaled(base)
         self.layers = nn.Sequential(*layers)
         last = int(1280 * width) + as_released if width > 1 else 1280
@@ -138,7 +145,7 @@ class Igcv3(IgcClassifier):
         self.finish(last, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, 1280, H/32, W/32); CIFAR's networks: (B, 1280, H/4, W/4)."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, 1280, H/32, W/32), for CIFAR (B, 1280, H/4, W/4)."""
         x = self.layers(self.act1(self.bn1(self.conv1(x))))
         return self.act2(self.bn2(self.conv2(x)))
 
@@ -154,30 +161,30 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def igcv3_d(pretrained: bool = False, **kwargs: object) -> Igcv3:
+def igcv3_d(pretrained: bool = False, **kwargs: Any) -> Igcv3:
     """IGCV3-D, deeper than MobileNetV2: 3,491,688 parameters, 312.97 M MACs."""
     return build(Igcv3, "igcv3_d", pretrained, **kwargs)
 
 
 @register_model
-def igcv3_w(pretrained: bool = False, **kwargs: object) -> Igcv3:
+def igcv3_w(pretrained: bool = False, **kwargs: Any) -> Igcv3:
     """IGCV3-W, wider than MobileNetV2: 5,724,968 parameters, 585.82 M MACs."""
     return build(Igcv3, "igcv3_w", pretrained, **{"widths": WIDTHS_W, "blocks": BLOCKS, **kwargs})
 
 
 @register_model
-def igcv3_d_cifar(pretrained: bool = False, **kwargs: object) -> Igcv3:
+def igcv3_d_cifar(pretrained: bool = False, **kwargs: Any) -> Igcv3:
     """IGCV3-D for CIFAR-10: 2,223,498 parameters, 166.06 M MACs."""
     return build(Igcv3, "igcv3_d_cifar", pretrained, strides=STRIDES_CIFAR, stem_stride=1, **kwargs)
 
 
 @register_model
-def mobilenet_v2_cifar(pretrained: bool = False, **kwargs: object) -> Igcv3:
+def mobilenet_v2_cifar(pretrained: bool = False, **kwargs: Any) -> Igcv3:
     """MobileNetV2 with the strides of `igcv3_d_cifar`: 2,236,682 parameters.
 
-    `expand_first=True` builds it as the IGCV3 authors do, 2,237,770 parameters.
+    `expand_first=True` builds the network of IGCV3's authors, with 2,237,770 parameters.
     """
-    shape = {"blocks": BLOCKS, "groups": (1, 1), "strides": STRIDES_CIFAR, "stem_stride": 1}
+    shape: dict[str, Any] = {"blocks": BLOCKS, "groups": (1, 1), "strides": STRIDES_CIFAR, "stem_stride": 1}
     return build(
         Igcv3, "mobilenet_v2_cifar", pretrained, **{"expand_first": False, "act_first": True, **shape, **kwargs}
     )

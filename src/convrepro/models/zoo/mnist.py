@@ -1,5 +1,7 @@
 """The two small MNIST networks of DeepShift (arXiv 1905.13298): "Simple FC" and "Simple Conv"."""
 
+from typing import Any
+
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from convrepro.models.zoo.classifier import ImageClassifier, build
 
 
 class MnistFc(ImageClassifier):
-    """784-512-512-num_classes with ReLU, and dropout after both hidden layers; images of 28x28."""
+    """Linear layers 784-512-512-num_classes, with ReLU and dropout after both hidden layers, for images of 28x28."""
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, drop_rate: float = 0.2) -> None:
         super().__init__()
@@ -23,12 +25,15 @@ class MnistFc(ImageClassifier):
         self.finish(512, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, 28, 28) to features (B, 512)."""
+        """Maps images (B, in_chans, 28, 28) to features (B, 512)."""
         return self.features(x)
 
 
 class MnistConv(ImageClassifier):
-    """Convolutions 5x5 to 20 and 50 channels, each with ReLU and a 2x2 max pool; then 800-500-num_classes with ReLU."""
+    """5x5 convolutions to 20 and 50 channels, each with ReLU and a 2x2 max pool, and linear layers 800-500-num_classes.
+
+    ReLU follows the first linear layer.
+    """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, drop_rate: float = 0.0) -> None:
         super().__init__()
@@ -44,7 +49,7 @@ class MnistConv(ImageClassifier):
         self.finish(500, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, 28, 28) to feature maps (B, 50, 4, 4)."""
+        """Maps images (B, in_chans, 28, 28) to feature maps (B, 50, 4, 4)."""
         return self.features(x)
 
 
@@ -66,12 +71,12 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def deepshift_mnist_fc(pretrained: bool = False, **kwargs: object) -> MnistFc:
+def deepshift_mnist_fc(pretrained: bool = False, **kwargs: Any) -> MnistFc:
     """Three linear layers: 669,706 parameters."""
     return build(MnistFc, "deepshift_mnist_fc", pretrained, **kwargs)
 
 
 @register_model
-def deepshift_mnist_conv(pretrained: bool = False, **kwargs: object) -> MnistConv:
+def deepshift_mnist_conv(pretrained: bool = False, **kwargs: Any) -> MnistConv:
     """Two convolutions and two linear layers: 431,080 parameters."""
     return build(MnistConv, "deepshift_mnist_conv", pretrained, **kwargs)

@@ -1,8 +1,10 @@
 """MobileNet for ImageNet, and for CIFAR-10 as HetConv's table 4 counts it (arXiv 1903.04120).
 
 Howard et al.: "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications" (arXiv 1704.04861),
-table 1. The last depthwise convolution, printed with stride 2, has stride 1: its input and output are 7x7.
+table 1. The last depthwise convolution has stride 1, because its input and output are 7x7; the paper prints stride 2.
 """
+
+from typing import Any
 
 import torch
 from timm.models import generate_default_cfgs, register_model
@@ -23,11 +25,11 @@ BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),
 """Output channels and stride of each block."""
 
 SHALLOW_BLOCKS = (*BLOCKS[:6], *BLOCKS[11:])
-"""Those of the shallow MobileNet (section 4.1): without the five with 512 channels on both sides."""
+"""The blocks of the shallow MobileNet (section 4.1), without the five that have 512 input and output channels."""
 
 
 class SeparableBlock(nn.Module):
-    """A depthwise 3x3 and a 1x1 convolution, each with batch norm and ReLU; last, if any, squeeze-and-excitation."""
+    """A depthwise 3x3 and a 1x1 convolution, each with batch norm and ReLU, then optional squeeze-and-excitation."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, se_reduction: int | None) -> None:
         super().__init__()
@@ -46,10 +48,10 @@ class SeparableBlock(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """The 3x3 convolution in the place of a separable block, with batch norm, ReLU and, if any, squeeze-and-excitation.
+    """A 3x3 convolution that replaces a separable block, with batch norm, ReLU and optional squeeze-and-excitation.
 
-    The network of such blocks is the Conv MobileNet of table 4, which the paper describes as one with full
-    convolutions; that one takes the place of each pair is our reading, which the printed counts confirm.
+    The network of these blocks is the Conv MobileNet of table 4. The paper only says that it has full convolutions;
+    that one convolution replaces each pair is an interpretation, which the printed counts confirm.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, se_reduction: int | None) -> None:
@@ -67,14 +69,14 @@ BLOCK_KINDS = {"separable": SeparableBlock, "dense": DenseBlock}
 
 
 class MobileNetV1(ImageClassifier):
-    """A 3x3 convolution to 32 channels and 13 blocks, `shallow` 8.
+    """A 3x3 convolution to 32 channels and 13 blocks, with `shallow` 8 blocks.
 
-    `width` is the paper's multiplier of all channels, which are cut to integers and at least 8. `blocks` is one of
-    `BLOCK_KINDS`. `se_reduction` puts squeeze-and-excitation behind each block (Hu et al., arXiv 1709.01507, table 3,
-    which does not say where: each block fits its counts).
+    `width` is the paper's factor of all numbers of channels, which are rounded down and are at least 8. `blocks` is one
+    of `BLOCK_KINDS`. `se_reduction` adds squeeze-and-excitation after each block. (Table 3 of Hu et al., arXiv
+    1709.01507, does not say where it is; its counts fit this position.)
 
-    Weights are drawn as in the authors' TensorFlow code: N(0, 0.09^2) cut at two standard deviations, biases zero.
-    Raises ConvReproError for a width that is not above 0 and an unknown kind of blocks.
+    Weights are drawn as in the authors' TensorFlow code: N(0, 0.09^2), truncated at two standard deviations; biases are
+    zero. Raises ConvReproError for a width that is not above 0 and for an unknown kind of blocks.
     """
 
     stem_stride = 2
@@ -98,7 +100,7 @@ class MobileNetV1(ImageClassifier):
         self.conv1 = nn.Conv2d(in_chans, channels, 3, self.stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = nn.ReLU(inplace=True)
-        layers = []
+        layers: list[nn.Module] = []
         for base, stride in SHALLOW_BLOCKS if shallow else BLOCKS:
             out_channels = max(8, int(base * width))
             layers.append(BLOCK_KINDS[blocks](channels, out_channels, stride, se_reduction))
@@ -116,7 +118,10 @@ class MobileNetV1(ImageClassifier):
                     nn.init.zeros_(layer.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, C, H/32, W/32), C = 1024 at width 1; CIFAR: H/16, W/16."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, C, H/32, W/32), for CIFAR (B, C, H/16, W/16).
+
+        C is 1024 for width 1.
+        """
         return self.layers(self.act1(self.bn1(self.conv1(x))))
 
 
@@ -130,12 +135,12 @@ default_cfgs = generate_default_cfgs({"mobilenet_v1": imagenet_cfg("conv1"), "mo
 
 
 @register_model
-def mobilenet_v1(pretrained: bool = False, **kwargs: object) -> MobileNetV1:
+def mobilenet_v1(pretrained: bool = False, **kwargs: Any) -> MobileNetV1:
     """MobileNet: 568,740,352 MACs, 4,231,976 parameters."""
     return build(MobileNetV1, "mobilenet_v1", pretrained, **kwargs)
 
 
 @register_model
-def mobilenet_v1_cifar(pretrained: bool = False, **kwargs: object) -> MobileNetV1Cifar:
+def mobilenet_v1_cifar(pretrained: bool = False, **kwargs: Any) -> MobileNetV1Cifar:
     """MobileNet: 46,354,432 MACs."""
     return build(MobileNetV1Cifar, "mobilenet_v1_cifar", pretrained, **kwargs)

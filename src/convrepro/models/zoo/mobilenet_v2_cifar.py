@@ -1,9 +1,12 @@
 """MobileNetV2 for CIFAR-10 as DeepShift's version 5 trains it (arXiv 1905.13298), in a form that is common on CIFAR.
 
 Sandler, Howard, Zhu, Zhmoginov, Chen: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (arXiv 1801.04381),
-table 2, with stride 1 in the first convolution and in the row of 24 channels. What else differs from it: ReLU in place
-of ReLU6; a 1x1 expansion in the first block, too; a 1x1 shortcut where a block of stride 1 changes the channels.
+table 2, with stride 1 in the first convolution and in the row of 24 channels. Further differences from the table are
+ReLU instead of ReLU6, a 1x1 expansion also in the first block, and a 1x1 shortcut where a block of stride 1 changes the
+number of channels.
 """
+
+from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -15,9 +18,10 @@ ROWS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise 3x3 and 1x1 projection, each with batch norm, the first two with ReLU.
+    """A 1x1 expansion, a depthwise 3x3 convolution and a 1x1 projection, each with batch norm, the first two with ReLU.
 
-    At stride 1 the input is added, by a 1x1 convolution with batch norm where the number of channels changes.
+    With stride 1 the input is added to the output. If the number of channels changes, a 1x1 convolution with batch norm
+    is applied to the input first.
     """
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
@@ -46,7 +50,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2Cifar(ImageClassifier):
     """A 3x3 convolution to 32 channels, 17 inverted residuals and a 1x1 convolution to 1280 channels.
 
-    Weights are drawn as PyTorch does.
+    Weights have PyTorch's default initialisation.
     """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0) -> None:
@@ -68,7 +72,7 @@ class MobileNetV2Cifar(ImageClassifier):
         self.finish(1280, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, 1280, H/8, W/8)."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, 1280, H/8, W/8)."""
         x = self.layers(self.act1(self.bn1(self.conv1(x))))
         return self.act2(self.bn2(self.conv2(x)))
 
@@ -77,6 +81,6 @@ default_cfgs = generate_default_cfgs({"deepshift_mobilenet_v2_cifar": cifar_cfg(
 
 
 @register_model
-def deepshift_mobilenet_v2_cifar(pretrained: bool = False, **kwargs: object) -> MobileNetV2Cifar:
+def deepshift_mobilenet_v2_cifar(pretrained: bool = False, **kwargs: Any) -> MobileNetV2Cifar:
     """MobileNetV2: 2,296,922 parameters."""
     return build(MobileNetV2Cifar, "deepshift_mobilenet_v2_cifar", pretrained, **kwargs)

@@ -1,4 +1,6 @@
-"""A network with one convolution to look at: ours, no paper's."""
+"""A network with one convolution, for experiments with a single operator. It is not from a paper."""
+
+from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -7,11 +9,11 @@ from convrepro.models.zoo.classifier import ImageClassifier, average_pool, build
 
 
 class OneConv(ImageClassifier):
-    """A 1x1 `stem` to `in_channels`, the convolution `conv` with the other arguments, ReLU, means, classifier.
+    """A 1x1 `stem` to `in_channels`, the convolution `conv` with the other arguments, ReLU, average pool, classifier.
 
-    `conv` has no bias and is not the network's first convolution, so that rules for what to replace select it.
-    `padding` is by default that which keeps the size at stride 1 and an odd `kernel_size`. Raises ValueError, as
-    `nn.Conv2d` does, for `groups` that do not divide the channels.
+    `conv` has no bias and is not the first convolution of the network, so that the rules for replacement select it.
+    The default `padding` keeps the image size for stride 1 and an odd `kernel_size`. Raises ValueError, as `nn.Conv2d`
+    does, for `groups` that do not divide the channels.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class OneConv(ImageClassifier):
         self.finish(out_channels, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, out_channels, H/stride, W/stride)."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, out_channels, H/stride, W/stride)."""
         return self.act(self.conv(self.stem(x)))
 
 
@@ -43,6 +45,6 @@ default_cfgs = generate_default_cfgs({"one_conv": cifar_cfg("stem")})
 
 
 @register_model
-def one_conv(pretrained: bool = False, **kwargs: object) -> OneConv:
-    """One convolution, 3x3 from 16 to 16 channels unless told otherwise."""
+def one_conv(pretrained: bool = False, **kwargs: Any) -> OneConv:
+    """One convolution, by default 3x3 from 16 to 16 channels."""
     return build(OneConv, "one_conv", pretrained, **kwargs)

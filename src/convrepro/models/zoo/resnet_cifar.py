@@ -1,12 +1,13 @@
 """ResNet for CIFAR-10: He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016
 (arXiv 1512.03385), section 4.2, with the shortcuts of option A, which have no parameters.
 
-`resnet18_cifar` is the ImageNet network's four stages behind a 3x3 convolution, as DeepShift trains it (arXiv
-1905.13298, version 5). Its authors' code names option B, with 1x1 convolutions, but the blocks keep to option A;
-`shortcut="conv"` gives option B.
+`resnet18_cifar` has the four stages of the ImageNet network after a 3x3 convolution, as DeepShift trains it (arXiv
+1905.13298, version 5). The code of DeepShift's authors names option B, with 1x1 convolutions, but its blocks use option
+A. `shortcut="conv"` selects option B.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
@@ -17,7 +18,7 @@ from convrepro.models.zoo.classifier import CifarClassifier, average_pool, build
 
 
 class PadShortcut(nn.Module):
-    """Option A: every `stride`-th position, and zeros for the new channels, half of them before and half after."""
+    """Option A: selects every `stride`-th position and adds channels of zeros, half of them before and half after."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -30,18 +31,18 @@ class PadShortcut(nn.Module):
 
 
 def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Option B: a 1x1 convolution and a batch norm."""
+    """Returns option B: a 1x1 convolution and a batch norm."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
         nn.BatchNorm2d(out_channels),
     )
 
 
-SHORTCUTS = {"pad": PadShortcut, "conv": conv_shortcut}
+SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {"pad": PadShortcut, "conv": conv_shortcut}
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; squeeze-and-excitation, if any, before the addition."""
+    """Two 3x3 convolutions and a shortcut, with optional squeeze-and-excitation before the addition."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, se_reduction: int | None, shortcut: str
@@ -64,10 +65,10 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCifar(CifarClassifier):
-    """A 3x3 convolution and stages of `blocks` basic blocks, each stage but the first with stride 2.
+    """A 3x3 convolution and stages of `blocks` basic blocks; every stage except the first has stride 2.
 
-    Three stages of 16, 32 and 64 channels, unless `widths` says otherwise, make 6 * blocks + 2 layers. `shortcut` is
-    "pad" (option A) or "conv" (option B); raises ConvReproError for another.
+    By default there are three stages of 16, 32 and 64 channels, which have 6 * blocks + 2 layers. `shortcut` is "pad"
+    (option A) or "conv" (option B). Raises ConvReproError for another shortcut.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class ResNetCifar(CifarClassifier):
         self.finish(channels, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, 64, H/4, W/4); `resnet18_cifar`: (B, 512, H/8, W/8)."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, 64, H/4, W/4); `resnet18_cifar` to (B, 512, H/8, W/8)."""
         x = self.act1(self.bn1(self.conv1(x)))
         for name in self.stages:
             x = getattr(self, name)(x)
@@ -112,42 +113,42 @@ default_cfgs = generate_default_cfgs({f"resnet{n}_cifar": cifar_cfg("conv1") for
 
 
 @register_model
-def resnet18_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
     """ResNet-18: 11,000,138 parameters; with shortcut="conv" 11,173,962."""
     return build(ResNetCifar, "resnet18_cifar", pretrained, blocks=2, widths=(64, 128, 256, 512), **kwargs)
 
 
 @register_model
-def resnet20_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
     """ResNet-20: 269,722 parameters."""
     return build(ResNetCifar, "resnet20_cifar", pretrained, blocks=3, **kwargs)
 
 
 @register_model
-def resnet32_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
     """ResNet-32: 464,154 parameters."""
     return build(ResNetCifar, "resnet32_cifar", pretrained, blocks=5, **kwargs)
 
 
 @register_model
-def resnet44_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+def resnet44_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
     """ResNet-44: 658,586 parameters."""
     return build(ResNetCifar, "resnet44_cifar", pretrained, blocks=7, **kwargs)
 
 
 @register_model
-def resnet56_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
     """ResNet-56: 853,018 parameters, 125,485,696 MACs."""
     return build(ResNetCifar, "resnet56_cifar", pretrained, blocks=9, **kwargs)
 
 
 @register_model
-def resnet110_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+def resnet110_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
     """ResNet-110: 1,727,962 parameters."""
     return build(ResNetCifar, "resnet110_cifar", pretrained, blocks=18, **kwargs)
 
 
 @register_model
-def resnet1202_cifar(pretrained: bool = False, **kwargs: object) -> ResNetCifar:
+def resnet1202_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
     """ResNet-1202: 19,421,274 parameters."""
     return build(ResNetCifar, "resnet1202_cifar", pretrained, blocks=200, **kwargs)

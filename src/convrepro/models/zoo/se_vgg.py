@@ -1,7 +1,9 @@
-"""VGG-16 with batch norm and squeeze-and-excitation, as SENet's table 2 has it (arXiv 1709.01507).
+"""VGG-16 with batch norm and squeeze-and-excitation, the network of SENet's table 2 (arXiv 1709.01507).
 
-Hu, Shen, Sun put a block behind the non-linearity of each convolution (section 3.3): 13 of them.
+Hu, Shen, Sun add a block after the non-linearity of each of the 13 convolutions (section 3.3).
 """
+
+from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vgg import VGG, cfgs
@@ -11,12 +13,12 @@ from convrepro.models.zoo.classifier import build, imagenet_cfg, squeeze_excite
 
 
 class SEVGG(VGG):
-    """timm's VGG; each activation of a convolution is followed by squeeze-and-excitation, in one sequence with it.
+    """timm's VGG with squeeze-and-excitation after each activation of a convolution, in one `nn.Sequential` with it.
 
     Raises ValueError for a reduction that does not divide the channels.
     """
 
-    def __init__(self, cfg: list[int | str], se_reduction: int = 16, **kwargs: object) -> None:
+    def __init__(self, cfg: list[int | str], se_reduction: int = 16, **kwargs: Any) -> None:
         super().__init__(cfg, **kwargs)
         channels = 0
         for index, layer in enumerate(self.features):
@@ -30,6 +32,6 @@ default_cfgs = generate_default_cfgs({"se_vgg16_bn": imagenet_cfg("features.0", 
 
 
 @register_model
-def se_vgg16_bn(pretrained: bool = False, **kwargs: object) -> SEVGG:
+def se_vgg16_bn(pretrained: bool = False, **kwargs: Any) -> SEVGG:
     """SE-VGG-16: 15,470,490,624 MACs, 138,596,784 parameters."""
     return build(SEVGG, "se_vgg16_bn", pretrained, cfg=cfgs["vgg16"], norm_layer=nn.BatchNorm2d, **kwargs)

@@ -2,6 +2,8 @@
 Devices", CVPR 2018 (arXiv 1707.01083), figure 2 and table 1.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
@@ -15,15 +17,15 @@ CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Output channels of stage 2 by the number of groups; each later stage has twice as many."""
 
 UNITS = (4, 8, 4)
-"""Units of stages 2 to 4, the first of each with stride 2."""
+"""The numbers of units in stages 2 to 4. The first unit of each stage has stride 2."""
 
 
 class ShuffleUnit(nn.Module):
-    """Group 1x1 convolution, channel shuffle, depthwise 3x3, group 1x1; added to the input.
+    """A 1x1 group convolution, channel shuffle, a depthwise 3x3 and a 1x1 group convolution.
 
-    With stride 1, squeeze-and-excitation, if any, is the last step before the addition. With stride 2 the result is
-    joined to the input's 3x3 average pooling instead, and has that many channels fewer. `first_groups` are those of the
-    first convolution.
+    With stride 1 the result is added to the input, after optional squeeze-and-excitation. With stride 2 the result is
+    concatenated with the 3x3 average pooling of the input, and has fewer channels by those of the input. `first_groups`
+    is the number of groups of the first convolution.
     """
 
     def __init__(
@@ -60,22 +62,23 @@ class ShuffleUnit(nn.Module):
 class ShuffleNetV1(ImageClassifier):
     """A 3x3 convolution and max pooling, both with stride 2, and three stages of `UNITS` units.
 
-    The first unit's first convolution has no groups. `width` is the paper's scale factor, 1 being its table 1. For
-    g = 4 at width 0.5 the paper speaks of 576 channels in the last stage (section 4.2), not half of 1088: it seems to
-    have kept quarters of the channels divisible by the groups, so that here stage 2 has the nearest multiple of 4 g,
-    the larger of two. The first convolution has 24 channels, 48 from width 2 on and 12 below width 1, as in the
-    authors' code for g = 3; with g = 8, which does not divide 12, it has 16 and below width 0.5 8, for which the counts
-    are nearest to the 40 M of the authors' README and the 13 M of the paper.
+    The first convolution of the first unit has no groups. `width` is the paper's scale factor, which is 1 in its table
+    1. For g = 4 and width 0.5 the paper states 576 channels in the last stage (section 4.2), not half of 1088. It seems
+    that a quarter of the channels must be divisible by the groups. Stage 2 therefore has the nearest multiple of 4 g
+    channels, or the larger one of two that are equally near. The first convolution has 24 channels, from width 2 on 48
+    and below width 1 12, as in the authors' code for g = 3. With g = 8, which does not divide 12, it has 16 below width
+    1 and 8 below width 0.5, for which the counts are nearest to the 40 M of the authors' README and the 13 M of the
+    paper.
 
-    `shuffle=False` leaves the channel shuffle out. `se_reduction` puts squeeze-and-excitation before each addition, so
-    into the units with stride 1 (Hu et al., arXiv 1709.01507, does not say where, but this gives the 2.4 M parameters
-    of its table 3; on all branches 16 would have to divide 216 channels).
+    `shuffle=False` omits the channel shuffle. `se_reduction` adds squeeze-and-excitation before each addition, and so
+    only to the units with stride 1. Hu et al., arXiv 1709.01507, do not state its position, but this one has the 2.4 M
+    parameters of their table 3; if it were on all branches, 16 would have to divide 216 channels.
 
-    Weights are drawn as in the code of ResNeXt, whose settings the paper takes over: N(0, 2/n), n being output channels
-    times kernel positions; linear biases zero.
+    Weights are drawn as in the code of ResNeXt, whose settings the paper adopts: N(0, 2/n), where n is the number of
+    output channels times kernel positions; biases of linear layers are zero.
 
-    Raises ConvReproError for other groups than the paper's and for a width that is not above 0, ValueError for a
-    reduction that does not divide the channels.
+    Raises ConvReproError for groups that the paper does not use and for a width that is not above 0, and ValueError for
+    a reduction that does not divide the channels.
     """
 
     def __init__(
@@ -90,7 +93,9 @@ class ShuffleNetV1(ImageClassifier):
     ) -> None:
         super().__init__()
         if groups not in CHANNELS:
-            raise ConvReproError(f"groups={groups!r}: valid are the paper's, {', '.join(map(str, CHANNELS))}")
+            raise ConvReproError(
+                f"groups={groups!r} is not a number of groups in the paper; valid: {', '.join(map(str, CHANNELS))}"
+            )
         if not width > 0:
             raise ConvReproError(f"width={width!r} must be above 0; the paper's are 0.25, 0.5, 1, 1.5 and 2")
         channels = stem_channels(groups, width)
@@ -98,7 +103,7 @@ class ShuffleNetV1(ImageClassifier):
         self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        units = []
+        units: list[nn.Module] = []
         for stage, number in enumerate(UNITS):
             out_channels = stage_channels(groups, width) * 2**stage
             for stride in (2, *(1,) * (number - 1)):
@@ -118,18 +123,18 @@ class ShuffleNetV1(ImageClassifier):
                 nn.init.zeros_(layer.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, C, H/32, W/32), C = 960 for g = 3 at width 1."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, C, H/32, W/32); C is 960 for g = 3 and width 1."""
         return self.units(self.maxpool(self.act1(self.bn1(self.conv1(x)))))
 
 
 def stage_channels(groups: int, width: float) -> int:
-    """Output channels of stage 2: the multiple of 4 * groups nearest to the scaled ones of table 1."""
+    """Returns the output channels of stage 2: the multiple of 4 * groups nearest to the scaled number of table 1."""
     step = 4 * groups
     return max(1, int(CHANNELS[groups] * width / step + 0.5)) * step
 
 
 def stem_channels(groups: int, width: float) -> int:
-    """Output channels of the first convolution."""
+    """Returns the output channels of the first convolution."""
     if width >= 1:
         return 48 if width >= 2 else 24
     if groups < 8:
@@ -141,6 +146,6 @@ default_cfgs = generate_default_cfgs({"shufflenet_v1": imagenet_cfg("conv1")})
 
 
 @register_model
-def shufflenet_v1(pretrained: bool = False, **kwargs: object) -> ShuffleNetV1:
+def shufflenet_v1(pretrained: bool = False, **kwargs: Any) -> ShuffleNetV1:
     """ShuffleNet 1x with 3 groups: 137,460,672 MACs, 1,865,728 parameters."""
     return build(ShuffleNetV1, "shufflenet_v1", pretrained, **kwargs)

@@ -1,8 +1,10 @@
 """VGG-16 for CIFAR-10, as HetConv trains it (arXiv 1903.04120, table 1).
 
 Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015 (arXiv 1409.1556),
-configuration D, with batch norm, and 512-512-10 in place of its three linear layers.
+configuration D, with batch norm, and linear layers 512-512-10 instead of its three linear layers.
 """
+
+from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -15,8 +17,8 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 class VggCifar(CifarClassifier):
     """13 convolutions 3x3 with bias, each with batch norm and ReLU, in five stages that end in a 2x2 max pool.
 
-    Squeeze-and-excitation, if any, follows each ReLU of a convolution. An image of 32x32 leaves one position for the
-    average pool; a larger one leaves more.
+    Optional squeeze-and-excitation follows each ReLU of a convolution. For an image of 32x32 the average pool has one
+    position, for a larger image it has more.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class VggCifar(CifarClassifier):
         self.finish(512, num_classes, in_chans, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to feature maps (B, 512, H/32, W/32)."""
+        """Maps images (B, in_chans, H, W) to feature maps (B, 512, H/32, W/32)."""
         return self.features(x)
 
 
@@ -49,6 +51,6 @@ default_cfgs = generate_default_cfgs({"vgg16_cifar": cifar_cfg("features.0")})
 
 
 @register_model
-def vgg16_cifar(pretrained: bool = False, **kwargs: object) -> VggCifar:
+def vgg16_cifar(pretrained: bool = False, **kwargs: Any) -> VggCifar:
     """VGG-16: 14,982,474 parameters without batch norm, 313,463,808 MACs."""
     return build(VggCifar, "vgg16_cifar", pretrained, **kwargs)
