@@ -6,18 +6,10 @@ from typing import Any
 
 import pytest
 
+from support import tiers
 from support.cluster import LocalCluster
 
-#: What files share, by the end of their paths; the first that fits counts.
-TOGETHER = {
-    "cluster/test_chaos.py": "a cluster of its own, for as long as all others together",
-    "cluster/test_array.py": "a cluster for all that the machine can do",
-    "cluster/test_ddp.py": "a cluster for all that the machine can do",
-    "cluster/test_local.py": "a cluster for all that the machine can do",
-    "cluster/test_sweep.py": "a cluster for all that the machine can do",
-    "report/test_papers.py": "the counts of every table",
-    "report/test_dashboard.py": "a table that is trained once",
-}
+GUARD = tiers.Guard()
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -30,17 +22,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         yield started
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Fixtures of any scope belong to the test that asks for them first."""
+    with GUARD.watching(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with GUARD.watching(item):
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tiers.assign(items)
+    if hasattr(config, "workerinput"):  # several processes share the tests
+        items.sort(key=tiers.rank)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files that share something expensive run in one process, one after the other; any other test runs anywhere.
-
-    xdist's own marks for this (`xdist_group`) have no effect under pytest 9.2.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Together(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            return next((group for end, group in TOGETHER.items() if file.endswith(end)), nodeid)
-
-    return Together(config, log)
+    return tiers.scheduler(config, log)

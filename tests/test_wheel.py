@@ -36,6 +36,14 @@ def test_it_is_the_installed_copy_that_runs(installed, tmp_path):
     assert where.count(str(installed)) == 2
 
 
+def test_the_licences_and_the_marker_of_a_typed_package_are_in_it(installed):
+    assert (installed / "convrepro" / "py.typed").is_file()
+    (metadata,) = installed.glob("convrepro-*.dist-info/METADATA")
+    assert "License-Expression: Apache-2.0" in metadata.read_text().splitlines()
+    licences = {path.name for path in metadata.parent.joinpath("licenses").rglob("*") if path.is_file()}
+    assert licences == {"LICENSE", "fashion_sample.LICENSE"}
+
+
 def test_list_count_and_smoke_run_from_an_empty_folder(installed, tmp_path):
     assert "hetconv/table1" in convrepro(installed, tmp_path, "list")
     assert "105.98" in convrepro(installed, tmp_path, "count", "hetconv/table1")

@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type is valid."""
+"""What README and the pages for contributors tell a newcomer to type is valid, and what they name exists."""
 
 import re
 import shlex
@@ -6,15 +6,23 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 
 from convrepro.cli.main import parse
 from convrepro.config.compose import compose_config
 from convrepro.models.build import build_network
 from convrepro.tables import load_table
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / ".github").glob("*.md"))]
+NOTES = sorted(ROOT.glob("reproductions/*/notes.md"))
 USES = re.sub(r"### Add an? .*?(?=\n### |\n## )", "", README, flags=re.DOTALL)  # what is added: test_readme_examples.py
-EXAMPLES = [line.split("#")[0].strip() for line in re.findall(r"^convrepro .*$", USES, re.MULTILINE)]
+BLOCKS = [block for page in PAGES[1:] for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
+LINES = [line for text in (USES, *BLOCKS) for line in re.findall(r"^convrepro .*$", text, re.MULTILINE)]
+EXAMPLES = [line.split("#")[0].strip() for line in LINES]
 
 
 def variants(overrides: list[str]) -> list[list[str]]:
@@ -41,6 +49,35 @@ def test_the_two_commands_stand_at_the_top_and_set_up_everything():
     assert "pytest" in tests
 
 
-def test_every_link_leads_to_a_file():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (Path(__file__).parents[2] / target).exists(), target
+def by_name(pages: list[Path]) -> dict[str, object]:
+    return {"argvalues": pages, "ids": [page.relative_to(ROOT).as_posix() for page in pages]}
+
+
+@pytest.mark.parametrize("page", **by_name([*PAGES, *NOTES]))
+def test_every_link_leads_to_a_file(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", **by_name([*PAGES, *NOTES]))
+def test_every_path_that_is_named_exists(page):
+    """Of a file or folder of the project, of a test by its path in `tests`, or of a table."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    folders = {path.name for place in (ROOT, ROOT / "tests") for path in place.iterdir() if path.is_dir()}
+    folders |= {path.parent.name for path in NOTES}
+    for name in re.findall(r"`((?:[\w.]+/)+[\w.]*)(?:::[\w.]+)?`", text):
+        found = [ROOT / name, ROOT / "tests" / name, ROOT / "reproductions" / f"{name}.yaml"]
+        assert name.split("/")[0] not in folders or any(path.exists() for path in found), name
+
+
+def test_the_workflow_runs_the_checks_of_the_test_command():
+    (command,) = re.findall(r"<!-- test command -->\n```bash\n(.*)\n```", README)
+    checks = [part.strip().removeprefix(".venv/bin/") for part in command.split("&&")][2:-1]
+    assert checks == ["ruff check", "ruff format --check", "lint-imports", "mypy"]
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["checks"]["steps"]
+    lines = [part.strip() for step in steps for part in step.get("run", "").split("&&")]
+    assert [line for line in lines if line in checks] == checks
+    fast = lines[-1]
+    assert f"`{fast}`" in (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["name"] for hook in hooks] == [check.removesuffix(" --check") for check in checks]

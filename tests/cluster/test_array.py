@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ from convrepro.cluster import slurm
 from convrepro.errors import ConvReproError
 from support import lab_table
 from support.cluster import LocalCluster
-from support.table_on_cluster import Lab, result, science, undisturbed
+from support.small_runs import science
+from support.table_on_cluster import Lab, result, undisturbed
 
 pytestmark = [pytest.mark.cluster]
 
@@ -39,14 +39,15 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     torn.parent.mkdir(parents=True)
     torn.write_bytes(b"no checkpoint")
     words = ["submit", lab_table.NAME, "--budget", "smoke", "--seeds", "0", *lab_table.EXTRA, "--", "-t", "60"]
-    began = time.monotonic()
+    full = lab.preempt("--nodes=2", "--exclusive", seconds=3600)
     told = cluster.run("convrepro", *words, cwd=tmp_path, env=lab.env).stdout
     first, second, collect = numbers(told)
     assert cluster.job(f"{second}_0")["Dependency"].startswith(f"afterany:{first}")
-    assert cluster.job(collect)["JobState"] == "PENDING", f"submit waited {time.monotonic() - began} s for its jobs"
+    assert cluster.job(collect)["JobState"] == "PENDING", "submit waits for none of its jobs"
     assert re.search(r"shift +pending Dependency", lab.call("status"))
+    cluster.run("scancel", full)
 
-    states = cluster.wait_until_over(400, first, second, collect)
+    states = cluster.wait_until_over(first, second, collect)
     assert states == {
         f"{first}_0": "COMPLETED",
         f"{first}_1": "FAILED",
@@ -55,7 +56,7 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     }
     assert f"smoke {result(lab.job('shift').folder)['metrics']['last']['top1']:.2f}" in lab.collected()
     assert result(lab.job("shift").folder)["config"]["weights"] == str(lab.job("plain").folder / "last.ckpt")
-    reason = re.escape(f"torn, seed 0: failed: {torn} is no checkpoint to continue from")
+    reason = re.escape(f"torn, seed 0: failed: {torn} cannot be resumed from")
     assert re.search(f"^no result: {reason}", lab.collected(), re.MULTILINE)
     status = lab.call("status")
     assert re.search(f"^{reason}", status, re.MULTILINE)
@@ -65,7 +66,7 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     torn.unlink()
     told = lab.call("resubmit")
     assert "3 runs, 2 finished, 0 queued already, 1 to queue" in told
-    cluster.wait_until_over(400, *numbers(told))
+    cluster.wait_until_over(*numbers(told))
     assert "3 runs: 3 done" in lab.collected()
     assert (lab.job("plain").folder / "result.json").stat().st_mtime_ns == before
     assert "nothing to queue" in lab.submit()
@@ -76,13 +77,16 @@ def test_a_preempted_run_goes_on_at_the_step_where_it_stopped(cluster, tmp_path,
     (job,) = lab.jobs
     array = lab.submit_alone()
     lab.wait_for_epoch(job, 2)
-    lab.preempt("--nodes=2", "--exclusive")
-    cluster.wait(lambda: slurm.state(f"{array}_0") == "PENDING", 120)
+    with lab.stopped(job):
+        urgent = lab.preempt("--nodes=2", "--exclusive", seconds=3600)
+        cluster.wait(lambda: lab.asked_to_stop(job))
+    cluster.wait(lambda: slurm.state(f"{array}_0") == "PENDING")
     assert re.search(r"long +pending \w+, requeued 1x", lab.call("status"))
+    cluster.run("scancel", urgent)
     saved = torch.load(job.folder / "last.ckpt", weights_only=True)["global_step"]
     assert saved == int(re.search(r"last\.ckpt of step (\d+)", lab.log(job))[1])
 
-    cluster.wait_until_over(400, array)
+    cluster.wait_until_over(array)
     assert cluster.job(f"{array}_0")["Restarts"] == "1"
     assert lab.log(job).count("goes back into the queue") == 1
     assert lab.epochs(job) == list(range(1, EPOCHS + 1)), "every epoch once"
@@ -96,8 +100,10 @@ def test_a_run_on_two_nodes_is_preempted_as_one(cluster, tmp_path, monkeypatch):
     (job,) = lab.jobs
     array = lab.submit_alone()
     lab.wait_for_epoch(job, 1)
-    lab.preempt("--nodes=2", "--exclusive")
-    cluster.wait_until_over(500, array)
+    with lab.stopped(job):
+        lab.preempt("--nodes=2", "--exclusive")
+        cluster.wait(lambda: lab.asked_to_stop(job))
+    cluster.wait_until_over(array)
     assert cluster.job(f"{array}_0")["Restarts"] == "1"
     assert lab.log(job).count("goes back into the queue") == 1
     assert lab.epochs(job) == list(range(1, EPOCHS + 1)), "every epoch once"
@@ -112,7 +118,7 @@ def test_a_run_that_is_terminated_alone_is_queued_again(cluster, tmp_path, monke
     array, _ = numbers(lab.submit())
     lab.wait_for_epoch(job, 1)
     assert lab.kill(job, signal.SIGTERM)
-    cluster.wait(lambda: slurm.state(f"{array}_0") == "PENDING", 120)
+    cluster.wait(lambda: slurm.state(f"{array}_0") == "PENDING")
     assert "ended by SIGTERM at step" in lab.log(job)
     lab.call("cancel")
 
@@ -123,8 +129,9 @@ def test_cancel_ends_this_tables_jobs_alone_and_resubmit_goes_on_from_there(clus
     other = cluster.sbatch("--hold", "--output=/dev/null", "--wrap=true")
     array, collect = numbers(lab.submit())
     lab.wait_for_epoch(job, 1)
-    assert "2 jobs cancelled" in lab.call("cancel")
-    assert set(cluster.wait_until_over(60, array, collect).values()) == {"CANCELLED"}
+    with lab.stopped(job):
+        assert "2 jobs cancelled" in lab.call("cancel")
+    assert set(cluster.wait_until_over(array, collect).values()) == {"CANCELLED"}
     assert cluster.queue()[other] == "PENDING"
     cluster.run("scancel", other)
     assert not lab.processes()
@@ -134,7 +141,7 @@ def test_cancel_ends_this_tables_jobs_alone_and_resubmit_goes_on_from_there(clus
 
     array, collect = numbers(lab.call("resubmit"))
     cluster.run("scancel", collect)
-    cluster.wait_until_over(400, array)
+    cluster.wait_until_over(array)
     assert lab.epochs(job) == list(range(1, EPOCHS + 1)), "every epoch once"
 
 
@@ -148,7 +155,7 @@ def test_a_run_that_is_killed_over_and_over_is_given_up_and_told(cluster, tmp_pa
     mortal.chmod(0o755)
     monkeypatch.setenv("CONVREPRO_SLURM_PYTHON", str(mortal))
     array = lab.submit_alone()
-    cluster.wait_until_over(400, array)
+    cluster.wait_until_over(array)
     assert cluster.job(f"{array}_0")["Restarts"] == "3"
     reason = "plain, seed 0: failed: ended by SIGKILL 3 times in a row without getting beyond step 0"
     assert reason in lab.call("status")
@@ -182,10 +189,10 @@ def test_arrays_are_cut_at_the_clusters_limit_and_waves_wait_for_earlier_submiss
 def test_what_sbatch_refuses_is_told_and_leaves_nothing(cluster, tmp_path, monkeypatch):
     lab = Lab(cluster, tmp_path, monkeypatch, lab_table.PLAIN)
     before = set(cluster.queue())
-    with pytest.raises(ConvReproError, match=r"^sbatch refused: .*[Ii]nvalid partition") as error:
+    with pytest.raises(ConvReproError, match=r"^sbatch failed: .*[Ii]nvalid partition") as error:
         lab.submit("--partition=nowhere")
     assert "\n" not in str(error.value)
-    with pytest.raises(ConvReproError, match=r"^sbatch refused: .*partiton"):
+    with pytest.raises(ConvReproError, match=r"^sbatch failed: .*partiton"):
         lab.submit("--partiton=main")
     assert set(cluster.queue()) == before
     assert lab.submissions() == []

@@ -270,8 +270,8 @@ def test_a_site_file_that_breaks_a_rule_is_refused(tmp_path, content, reason):
         (["--signal=TERM@30"], "SIGUSR1@SECONDS"),
         (["--no-requeue"], "every task is requeued"),
         (["-N", "2"], "trainer.num_nodes"),
-        (["gpu"], "'gpu' is no flag"),
-        (["-Z"], "'-Z' is no flag"),
+        (["gpu"], "'gpu' is not a flag"),
+        (["-Z"], "'-Z' is not a flag"),
         (["--export=WANDB_API_KEY=abc"], "WANDB_API_KEY would be written"),
     ],
 )

@@ -95,7 +95,7 @@ def test_a_request_with_a_wrong_value_is_refused(submission, runs):
 def test_a_manifest_that_is_torn_is_refused(submission):
     text = submission.manifest.read_text()
     submission.manifest.write_text(text[: len(text) // 2])
-    with pytest.raises(ConvReproError, match="not JSON"):
+    with pytest.raises(ConvReproError, match="this is not JSON"):
         read_manifest(submission.manifest)
 
 
@@ -146,7 +146,7 @@ def test_an_old_reason_is_gone_when_a_task_starts(submission, jobs, capsys):
 def test_an_index_that_is_none_is_refused(submission, capsys):
     code, told = run_task(submission, 99, capsys)
     assert code == 2
-    assert "has no run 99; it has 4, from 0" in told
+    assert "has no run 99; its 4 runs are numbered from 0" in told
 
 
 def test_it_is_counted_how_often_a_run_got_no_farther(tmp_path):
@@ -168,7 +168,7 @@ def progress(run: Job, /, **changed) -> None:
 
 
 def told(jobs: list[Job], submission: Submission, queue: list[slurm.Queued] | None) -> list[str]:
-    return [str(standing) for standing in survey(jobs, [submission], queue).values()]
+    return [str(state) for state in survey(jobs, [submission], queue).values()]
 
 
 def test_status_tells_every_state(jobs, submission):
@@ -188,10 +188,10 @@ def test_status_tells_every_state(jobs, submission):
 def test_a_run_that_left_the_queue_without_a_word_is_lost(jobs, submission):
     progress(jobs[0], restarts=1)
     submission.log("runs-0", 0).write_text("epoch 1\nsrun: error: n1: task 0: Killed\n\n")
-    standing = survey(jobs, [submission], [])["plain", 0]
-    assert (standing.kind, standing.requeued) == ("lost", 1)
-    assert "Killed" in standing.reason
-    assert str(submission.log("runs-0", 0)) in standing.reason
+    state = survey(jobs, [submission], [])["plain", 0]
+    assert (state.kind, state.requeued) == ("lost", 1)
+    assert "Killed" in state.reason
+    assert str(submission.log("runs-0", 0)) in state.reason
 
 
 def test_what_the_last_attempt_told_is_not_taken_for_this_one(jobs, submission):
@@ -201,9 +201,9 @@ def test_what_the_last_attempt_told_is_not_taken_for_this_one(jobs, submission):
 
 @pytest.mark.parametrize("reason", ["launch failed requeued held", "JobHeldUser"])
 def test_a_run_that_is_held_is_told_with_what_frees_it(jobs, submission, reason):
-    standing = survey(jobs, [submission], [queued(submission, 0, "PENDING", reason, 1)])["plain", 0]
-    assert str(standing) == "held requeued 1x"
-    assert standing.why == f"held: {reason}; `scontrol release 7_0` lets it go on"
+    state = survey(jobs, [submission], [queued(submission, 0, "PENDING", reason, 1)])["plain", 0]
+    assert str(state) == "held requeued 1x"
+    assert state.why == f"held: {reason}; `scontrol release 7_0` frees it"
 
 
 def test_a_task_that_says_nothing_for_long_is_shown_as_silent(jobs, submission):
@@ -221,7 +221,7 @@ def test_a_run_that_somebody_trains_by_hand_is_not_lost(jobs, submission):
     progress(jobs[0], job=None)
     assert (
         survey(jobs, [submission], [])["plain", 0].why
-        == "started: pid 5 on n1, last word " + json.loads((jobs[0].folder / "progress.json").read_text())["updated"]
+        == "started: pid 5 on n1, last update " + json.loads((jobs[0].folder / "progress.json").read_text())["updated"]
     )
 
 

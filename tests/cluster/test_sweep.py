@@ -10,6 +10,7 @@ import pytest
 from convrepro.errors import ConvReproError
 from convrepro.training.sweep import sweep
 from support.cluster import LocalCluster
+from support.patience import PATIENCE
 
 pytestmark = [pytest.mark.cluster]
 
@@ -46,14 +47,14 @@ def test_of_three_runs_one_fails_one_is_queued_again_and_two_have_results(accoun
     """The run with p=2 gets, after its first epoch, the signal that Slurm sends at a time limit or a preemption."""
     words = [*ROW, "conv.p=2,3,5", f"runs={tmp_path}"]
     with accounting.launch("convrepro", "train", "-m", *words, cwd=tmp_path) as waiting:
-        accounting.wait(lambda: "epoch 1/10" in job_log(tmp_path, "1_0"), 300)
+        accounting.wait(lambda: "epoch 1/10" in job_log(tmp_path, "1_0"))
         accounting.run("scancel", "--signal=USR2", "1_0")
-        out, err = waiting.communicate(timeout=600)
-    states = accounting.wait_until_over(60, "1")
+        out, err = waiting.communicate(timeout=PATIENCE)
+    states = accounting.wait_until_over("1")
     assert states == {"1_0": "COMPLETED", "1_1": "FAILED", "1_2": "COMPLETED"}, out + err
     assert accounting.job("1_1")["ExitCode"] == "1:0"
     assert accounting.job("1_0")["Restarts"] == "1"
-    accounting.wait(lambda: accounts(accounting, "1") == states, 30)
+    accounting.wait(lambda: accounts(accounting, "1") == states)
 
     assert waiting.returncode == 1
     (failed,) = [line for line in err.splitlines() if line.startswith("failed: ")]
@@ -71,9 +72,9 @@ def test_a_job_that_is_lost_is_told(accounting, tmp_path):
     words = [*ROW, "conv.p=2", "+hydra.launcher.additional_parameters.hold=true", f"runs={tmp_path}"]
     known = set(accounting.queue())
     with accounting.launch("convrepro", "train", "-m", *words, cwd=tmp_path) as waiting:
-        (job,) = accounting.wait(lambda: set(accounting.queue()) - known, 120)
+        (job,) = accounting.wait(lambda: set(accounting.queue()) - known)
         accounting.run("scancel", job)
-        _, err = waiting.communicate(timeout=300)
+        _, err = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 2
     assert "a job of the sweep left no result; the others go on" in err
     assert "CANCELLED" in err
@@ -89,7 +90,7 @@ def test_without_accounting_it_says_what_that_means_and_a_failure_still_ends_it(
     assert last.startswith("failed: ")
     assert REASON in last
     (job,) = [path.parent.name for path in tmp_path.glob("sweep/.submitit/*/*_log.out")]
-    assert cluster.wait_until_over(60, job) == {job: "FAILED"}
+    assert cluster.wait_until_over(job) == {job: "FAILED"}
 
 
 def test_a_missing_plugin_and_a_missing_slurm_are_one_sentence(monkeypatch, tmp_path):

@@ -13,6 +13,8 @@ from convrepro.complexity import MULTIPLYING, count, cross_check
 from convrepro.errors import ConvReproError
 from convrepro.ops import DepthwisePointwise, GroupPointwise, HetConv2d, ShiftConv2d, ShiftLinear, SqueezeExciteConv
 
+pytestmark = pytest.mark.unit
+
 
 class Function(nn.Module):
     """A module whose forward pass is `function(module, x)`; keyword arguments are its submodules."""

@@ -17,6 +17,8 @@ from convrepro.complexity.rules import RULES, Count, LayerCount
 from convrepro.errors import ConvReproError
 from convrepro.models.build import build
 
+pytestmark = pytest.mark.unit
+
 NET = Count(
     (3, 8, 8),
     (
@@ -130,6 +132,7 @@ def test_the_headline(macs, shifts, text):
     assert Count((3, 224, 224), (layer,)).headline() == text
 
 
+@pytest.mark.heavy
 def test_rules_are_known_without_torch():
     code = "import sys, convrepro.complexity.rules; assert not {'torch', 'fvcore'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

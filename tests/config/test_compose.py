@@ -10,6 +10,8 @@ from convrepro.config.paths import CONF
 from convrepro.errors import ConvReproError
 from convrepro.tables import list_tables, load_table
 
+pytestmark = pytest.mark.unit
+
 EVERY = [(group, name) for group in GROUPS for name in choices(group)]
 
 
@@ -20,6 +22,7 @@ def test_every_choice_of_every_group_composes(group, name):
     assert describe(group, name), "the first line of a config says what the choice is"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", list_tables())
 def test_every_row_of_every_table_composes(name):
     table = load_table(name)

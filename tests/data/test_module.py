@@ -249,7 +249,6 @@ class Ranks(Recorder):
         torch.save({"train": trained, "val": self.evaluated}, self.folder / f"{self.global_rank}.pt")
 
 
-@pytest.mark.slow
 def test_two_processes_share_each_batch_and_the_test_set(tmp_path):
     words = {"num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = L.Trainer(max_epochs=2, accelerator="cpu", devices=2, strategy="ddp_spawn", **words)

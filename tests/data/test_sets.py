@@ -20,6 +20,8 @@ from convrepro.data import ImageData
 from convrepro.data.sets import SETS, ImageSet, parse_cifar, parse_idx
 from convrepro.errors import ConvReproError
 
+pytestmark = pytest.mark.unit
+
 DATA = Path(os.environ.get("CONVREPRO_DATA", "data"))
 PER_FILE = 4  # examples in each file of the tiny sets
 

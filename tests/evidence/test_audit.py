@@ -2,10 +2,14 @@
 
 from decimal import Decimal
 
+import pytest
+
 from convrepro.complexity.rules import Count, LayerCount
 from convrepro.evidence.audit import audit
 from convrepro.report.audit import render_audit
 from convrepro.tables.parse import parse_table
+
+pytestmark = pytest.mark.unit
 
 SOURCE = {"source": "the paper", "confidence": "found"}
 

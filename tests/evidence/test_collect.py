@@ -16,6 +16,8 @@ from convrepro.evidence.store import evidence_path, load_evidence, load_proxies
 from convrepro.report.papers import report, write_scoreboard
 from convrepro.tables import Table, judge, list_tables, load_table
 
+pytestmark = pytest.mark.unit
+
 YAML = """\
 title: A small table
 source: {paper: paper, arxiv: "1234.56789", table: 1}

@@ -1,4 +1,4 @@
-"""The bench: turns that are fair, MAC ratios that are the count's, and a record that says how it was obtained."""
+"""Measured speed: turns that are fair, MAC ratios that are the count's, and a record that says how it was obtained."""
 
 import json
 from dataclasses import replace
@@ -69,7 +69,7 @@ def test_the_record_says_how_it_was_obtained(tmp_path, capsys):
     [
         (["hetconv/table1", "--rows", "p3"], "has no row 'p3' to time; valid: p1, p2"),
         (["hetconv/table1", "--rounds", "0"], "rounds=0 must be at least 1"),
-        (["hetconv/table1", "--modes", "deploy"], "'deploy' cannot be timed; valid: train, inference, exported"),
+        (["hetconv/table1", "--modes", "deploy"], "mode 'deploy' is unknown; valid: train, inference, exported"),
         (["model=resnet18", "data=cifar10"], "conv=standard replaces nothing"),
     ],
 )

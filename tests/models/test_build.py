@@ -17,6 +17,8 @@ from convrepro.errors import ConvReproError
 from convrepro.models.build import build
 from convrepro.ops import HetConv2d, LowRankConv2d, ShiftConv2d, SqueezeExcite
 
+pytestmark = pytest.mark.unit
+
 STANDARD = {"name": "standard", "where": "dense_kxk"}
 HETCONV = {"name": "hetconv", "where": "dense_kxk", "p": 4, "arrangement": "contiguous"}
 EXACT = HETCONV | {"p": 1}
@@ -136,6 +138,7 @@ class Module(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("conv", [HETCONV, SHIFT], ids=lambda c: c["name"])
 def test_a_lightning_checkpoint_of_the_replaced_network(tmp_path, images, conv):
     network = resnet20(conv).train()

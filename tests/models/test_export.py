@@ -263,7 +263,6 @@ class Gallery(nn.Module):
         return maps + [linear(x[:, :8, 0, 0]) for linear in self.linear]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "cases"), [("onnx", CASES), ("pt2", CASES[::6])], ids=["onnx", "pt2"])
 def test_every_operator_in_a_file(tmp_path, suffix, cases):
     network = with_random_norms(Gallery(cases))
@@ -304,7 +303,6 @@ def test_the_verb_writes_what_a_checkpoint_gives(tmp_path, capsys):
     assert "3 operators deployed, 4 norms folded" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("conv", "knob"), [("shift", "variant=v1"), ("low_precision", "precision=xnor")])
 def test_a_network_that_rounds_inputs_is_compared_as_far_as_it_is_determined(tmp_path, conv, knob):
     """A sum on the edge between two numbers falls to either side, and the layers behind multiply that."""

@@ -23,6 +23,8 @@ from convrepro.ops import (
     SqueezeExciteConv,
 )
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:

@@ -25,6 +25,8 @@ from convrepro.runs.plan import plan
 from convrepro.tables import load_table
 from convrepro.training.run import run
 
+pytestmark = pytest.mark.unit
+
 STANDARD = {"name": "standard", "where": "dense_kxk"}
 
 
@@ -248,6 +250,7 @@ rows:
 """
 
 
+@pytest.mark.heavy
 def test_rows_that_evaluate_a_published_checkpoint_run_and_are_evidence(tmp_path, server, cache):
     path = checkpoint(tmp_path / "published")
     url = server.put(path.name, path.read_bytes())

@@ -42,7 +42,7 @@ def as_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ("resnet50", as_published),
         ("densenet121", dict),
         ("densenet121", as_published),
-        pytest.param("vgg11_bn", as_published, marks=pytest.mark.slow),
+        ("vgg11_bn", as_published),
         ("alexnet", dict),
         ("squeezenet1_0", dict),
         ("squeezenet1_1", dict),

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from convrepro.errors import ConvReproError
 from convrepro.models.zoo.mobilenet_v2_cifar import ROWS
 
+pytestmark = pytest.mark.unit
+
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from convrepro.complexity import count
 from convrepro.ops import HetConv2d, SqueezeExcite
 
+pytestmark = pytest.mark.unit
+
 
 class Function(nn.Module):
     """A module whose forward pass is `function(x, scale)`, `scale` being a parameter (1, 4, 1, 1)."""

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from convrepro.ops.fixed_point import FixedPoint
 from convrepro.ops.shift import ShiftLinear
 
+pytestmark = pytest.mark.unit
+
 VARIANTS = ("q", "ps", "v1")
 
 

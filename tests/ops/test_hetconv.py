@@ -11,6 +11,8 @@ from torch.func import functional_call
 
 from convrepro.ops import DepthwisePointwise, GroupPointwise, HetConv2d, SqueezeExcite
 
+pytestmark = pytest.mark.unit
+
 VARIANTS = [
     *itertools.product((1, 2, 3, 6), (6,), (12,)),
     *itertools.product((1, 2, 4), (8,), (4,)),

@@ -9,6 +9,8 @@ from torch import nn
 from convrepro.ops import HetConv2d
 from convrepro.ops.kxk_plus_1x1 import fits, packed
 
+pytestmark = pytest.mark.unit
+
 SHAPES = [(2, 8, 8), (4, 8, 16), (8, 16, 8), (2, 48, 32), (8, 64, 64), ("out", 8, 8), (16, 16, 32)]
 WORDS = [
     {"padding": 1},

@@ -14,6 +14,8 @@ from convrepro.ops import ConvOperator, IGCV1Conv2d, IGCV2Conv2d, IGCV3Conv2d
 from convrepro.ops.igc import FOLDED_GROUPS, FORMS, ChannelShuffle, channel_shuffle, shuffle
 from support.operator_cases import count_paths, count_weights
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from convrepro.ops import DepthwisePointwise, GroupPointwise, IGCV1Conv2d
 from support.operator_cases import count_paths, count_weights
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

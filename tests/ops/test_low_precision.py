@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from convrepro.ops.low_precision import PRECISIONS, LowPrecisionConv2d, LowPrecisionLinear
 from convrepro.ops.quantizers import binary, fixed_point, kmeans, sign, ternary
-from support.converted import assert_never_worse, error, error_by_layer
+
+pytestmark = pytest.mark.unit
 
 WEIGHT = torch.tensor([[-0.5, 1.5, 0.0, -0.25, 0.75], [0.1, -3.0, 0.2, 0.0, -0.7]], dtype=torch.float64)
 
@@ -309,27 +310,3 @@ class TestCost:
         assert conv.multiplications(3, 5) == linear.multiplications(1, 15) == multiplications
         assert conv.weight_bits() == linear.weight_bits() == bits
         assert conv.shifts(3, 5) == 0
-
-
-@pytest.mark.parametrize(
-    ("word", "values", "knobs"),
-    [
-        ("bits", (2, 4, 8, 16), {"precision": "fixed"}),
-        ("activation_bits", (2, 4, 8, 16), {"precision": "fixed", "bits": 16}),
-        ("clusters", (2, 4, 16, 64, 256), {"precision": "shared"}),
-    ],
-)
-def test_finer_layers_make_no_larger_errors(word: str, values: tuple[int, ...], knobs: dict[str, object]) -> None:
-    assert_never_worse([error_by_layer("resnet20_cifar", "low_precision", {**knobs, word: v}) for v in values])
-
-
-@pytest.mark.parametrize(
-    ("network", "word", "values", "precision"),
-    [
-        ("resnet20_cifar", "bits", (4, 8, 16), "fixed"),
-        ("vgg16_cifar", "bits", (4, 8, 16), "fixed"),
-        ("resnet20_cifar", "clusters", (4, 16, 256), "shared"),
-    ],
-)
-def test_finer_networks_make_no_larger_errors(network: str, word: str, values: tuple[int, ...], precision: str) -> None:
-    assert_never_worse([error(network, "low_precision", {"precision": precision, word: v}) for v in values])

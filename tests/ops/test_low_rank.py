@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from convrepro.errors import ConvReproError
 from convrepro.models.surgery import replace_convs
 from convrepro.ops import LowRankConv2d
-from support.converted import assert_never_worse, error, error_by_layer
+
+pytestmark = pytest.mark.unit
 
 SCHEMES = ("channel", "spatial")
 
@@ -132,32 +133,3 @@ class TestCost:
             assert operator.macs(1, out_w) == between + out_w * kernel
             x = torch.randn(1, 1, 1, widest)
             torch.testing.assert_close(operator.forward_exact(x), operator(x))
-
-
-@pytest.mark.parametrize(
-    ("scheme", "word", "values"),
-    [
-        ("channel", "rank", (1, 0.25, 0.5, 1.0)),
-        ("channel", "energy", (0.1, 0.5, 0.9, 1.0)),
-        ("spatial", "rank", (0.25, 0.5, 0.75, 1.0)),  # below, an error is larger than the output, and chance
-    ],
-)
-def test_more_rank_or_energy_makes_no_larger_errors(scheme: str, word: str, values: tuple[float, ...]) -> None:
-    settings = [{"rank": None, word: value, "scheme": scheme} for value in values]
-    errors = [error_by_layer("resnet20_cifar", "low_rank", knobs) for knobs in settings]
-    assert_never_worse(errors)
-    assert errors[-1] < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("network", "scheme"),
-    [
-        ("resnet20_cifar", "channel"),
-        ("resnet20_cifar", "spatial"),
-        pytest.param("vgg16_cifar", "channel", marks=pytest.mark.slow),
-    ],
-)
-def test_networks_of_more_rank_make_no_larger_errors(network: str, scheme: str) -> None:
-    errors = [error(network, "low_rank", {"rank": rank, "scheme": scheme}) for rank in (0.1, 0.5, 1.0)]
-    assert_never_worse(errors)
-    assert errors[-1] < 1e-3

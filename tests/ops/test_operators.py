@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from convrepro.ops import OPERATORS, ConvOperator, knobs
 from support.operator_cases import CASES, OperatorCase
 
+pytestmark = pytest.mark.unit
+
 CONF = Path(__file__).parents[2] / "conf" / "conv"
 
 GRID = [

@@ -10,6 +10,8 @@ from torch import nn
 from convrepro.ops.power_of_two import nearest_power
 from convrepro.ops.shift import ShiftConv2d, ShiftLinear
 
+pytestmark = pytest.mark.unit
+
 VARIANTS = ("q", "ps", "v1")
 
 

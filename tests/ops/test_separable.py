@@ -8,6 +8,8 @@ from torch import nn
 
 from convrepro.ops import DepthwisePointwise, GroupPointwise
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from convrepro.ops.shift import ShiftConv2d, ShiftLinear
 
+pytestmark = pytest.mark.unit
+
 VARIANTS = ("q", "ps", "v1")
 LN2 = math.log(2)
 

@@ -9,6 +9,8 @@ from torch import nn
 from convrepro.ops.shift import ShiftConv2d, ShiftLinear
 from convrepro.ops.shift_integer import integer_forward
 
+pytestmark = pytest.mark.unit
+
 VARIANTS = ("q", "ps", "v1")
 SHAPES = [
     {"kernel_size": 1, "bias": False},

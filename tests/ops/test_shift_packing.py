@@ -10,6 +10,8 @@ from torch import nn
 from convrepro.ops.shift import ShiftConv2d, ShiftLinear
 from convrepro.ops.shift_packing import HEADER, pack, unpack
 
+pytestmark = pytest.mark.unit
+
 FORMS = [*(("q", b) for b in range(2, 7)), *(("ps", b) for b in range(2, 7)), ("v1", None)]
 
 

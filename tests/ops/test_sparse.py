@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from convrepro.ops import SparseConv2d, sparse
-from support.converted import assert_never_worse, error, error_by_layer
+
+pytestmark = pytest.mark.unit
 
 GRID = [
     {"kernel_size": 3, "padding": 1},
@@ -158,23 +159,3 @@ class TestCost:
         operator = SparseConv2d(4, 6, 3, density=0.5, structure="block")
         assert operator.macs(5, 7) == operator.multiplications(5, 7) == 35 * 6 * 2 * 9
         assert operator.weight_bits() == 6 * 2 * 9 * 32
-
-
-@pytest.mark.parametrize(
-    ("structure", "densities"),
-    [("unstructured", (0.05, 0.25, 0.5, 1.0)), ("block", (0.0625, 0.25, 0.5, 1.0))],
-)
-def test_denser_layers_make_no_larger_errors(structure: str, densities: tuple[float, ...]) -> None:
-    settings = [{"density": density, "structure": structure} for density in densities]
-    errors = [error_by_layer("resnet20_cifar", "sparse", knobs) for knobs in settings]
-    assert_never_worse(errors)
-    assert errors[-1] == 0
-
-
-@pytest.mark.parametrize("network", ["resnet20_cifar", "vgg16_cifar"])
-@pytest.mark.parametrize("structure", sparse.STRUCTURES)
-def test_denser_networks_make_no_larger_errors(network: str, structure: str) -> None:
-    settings = [{"density": density, "structure": structure} for density in (0.125, 0.5, 1.0)]
-    errors = [error(network, "sparse", knobs) for knobs in settings]
-    assert_never_worse(errors)
-    assert errors[-1] == 0

@@ -10,6 +10,8 @@ from torch import nn
 
 from convrepro.ops import DepthwisePointwise, HetConv2d, SqueezeExcite, SqueezeExciteConv
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -11,6 +11,8 @@ from convrepro.ops.fixed_point import FixedPoint
 from convrepro.ops.power_of_two import PS, V1, Q
 from convrepro.ops.straight_through import straight_through
 
+pytestmark = pytest.mark.unit
+
 ROUNDINGS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "q": (Q(5).weight, 1),
     "ps": (PS(5).weight, 2),

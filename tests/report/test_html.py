@@ -18,6 +18,8 @@ from convrepro.tables import list_tables, load_table, tally
 from support.pages import NASTY, entries
 from support.small_table import write
 
+pytestmark = pytest.mark.unit
+
 VOID = {"meta", "input", "img", "br", "link"}
 
 
@@ -202,6 +204,7 @@ def test_the_page_is_the_same_each_time(tmp_path, nasty):
     assert render_page(entries(names)) == render_page(entries(names))
 
 
+@pytest.mark.heavy
 def test_the_command_writes_the_page_of_what_is_named(tmp_path):
     command = [sys.executable, "-m", "convrepro.cli", "report", "lecture/separable", "lecture/grouped", "--html"]
 

@@ -9,6 +9,8 @@ import pytest
 from convrepro.report.plots.figures import common_prefix
 from convrepro.report.plots.labels import leader, overlaps, place_labels, spread
 
+pytestmark = pytest.mark.unit
+
 FRAME = (0.0, 0.0, 500.0, 300.0)
 
 

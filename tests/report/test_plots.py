@@ -23,6 +23,8 @@ from convrepro.tables import list_tables, load_table
 from support.drawn import SVG, Drawn, printed_statics
 from support.small_table import write
 
+pytestmark = pytest.mark.unit
+
 YAML = """\
 title: Five & <script> of $x_1$
 source: {paper: paper, arxiv: "1234.56789", table: 1}
@@ -225,6 +227,7 @@ def test_of_every_table_the_texts_are_readable_and_do_not_overlap(name):
         assert [f"{kind}: {a} / {b}" for a, b in combinations(boxes, 2) if overlaps(boxes[a], boxes[b])] == []
 
 
+@pytest.mark.heavy
 def test_the_same_figure_is_the_same_bytes_in_another_process(table, results, root):
     code = (
         "import sys\nfrom pathlib import Path\nfrom test_plots import STATICS, figures, load_table, svg\n"
@@ -287,6 +290,7 @@ def test_the_overview_has_the_costs_of_all_tables(table, root):
         assert len(picture.marks(mark)) == sum(len(part.marks(mark)) for part in parts)
 
 
+@pytest.mark.heavy
 def test_the_command_draws_the_plots_of_a_table(tmp_path):
     shutil.copytree(REPRODUCTIONS / "lecture", tmp_path / "tables/lecture", ignore=shutil.ignore_patterns("plots"))
     environment = os.environ | {"CONVREPRO_TABLES": str(tmp_path / "tables")}

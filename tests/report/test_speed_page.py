@@ -1,4 +1,4 @@
-"""The suite of the bench, and the page of its records: medians over records, the slower ones named, goals judged."""
+"""The suite of speeds, and the page of their records: medians over records, the slower ones named, goals judged."""
 
 import json
 
@@ -16,6 +16,8 @@ from convrepro.report import speed_page
 from convrepro.report.plots.draw import svg
 from convrepro.report.plots.speeds import INFERENCE, TRAINING, speeds
 from convrepro.tables import list_papers, load_table
+
+pytestmark = pytest.mark.unit
 
 TABLE = load_table("hetconv/table1")
 PLACE = {"device": "cpu: one", "threads": 2, "versions": {"torch": "2"}, "commit": "ab" * 20, "dirty": False}
@@ -52,9 +54,9 @@ def test_every_operator_is_in_the_suite_and_a_headline_of_each_paper_with_an_ima
 
 def test_a_row_that_is_not_run_is_refused(tmp_path):
     words = "operators: {base: [], batch_size: 1, rows: {}}\nnetworks:\n"
-    (tmp_path / "bench.yaml").write_text(words + "  resnext/table3: {batch_size: 1, against: {r50: r50_1x64d}}\n")
+    (tmp_path / "speed.yaml").write_text(words + "  resnext/table3: {batch_size: 1, against: {r50: r50_1x64d}}\n")
     with pytest.raises(ConvReproError, match="resnext/table3 runs no row 'r50'; valid: r50_1x64d"):
-        speed.suite(tmp_path / "bench.yaml")
+        speed.suite(tmp_path / "speed.yaml")
 
 
 def test_several_records_are_told_by_their_median_with_the_lowest_and_the_highest():
@@ -101,7 +103,7 @@ def test_what_was_not_timed_in_a_mode_has_a_gap_there():
 
 def test_the_page_names_what_is_slower_and_judges_the_goals():
     page = speed_page.render(RECORDS)
-    assert "**Slower than what they replace**, in a training step: slow." in page
+    assert "**Slower than the layers that they replace**, in a training step: slow." in page
     assert "| quick | dense | 0.250 | 0.50 (0.30 to 0.60) | 50 % | 50 |" in page
     assert "| g | b | 0.5 | 0.51 | 1 | missed |" in page
     assert page.count("commit abababab") == 3
@@ -131,6 +133,7 @@ def test_the_figure_has_a_dot_for_each_operator_and_mode():
     assert "1 are slower" in svg(figure)
 
 
+@pytest.mark.heavy
 def test_a_part_of_the_suite_runs_and_is_recorded(tmp_path, capsys):
     words = ["--only", "operators/DWC", "--modes", "inference", "--threads", "1", "--rounds", "1"]
     with pytest.raises(SystemExit) as stop:
@@ -143,9 +146,17 @@ def test_a_part_of_the_suite_runs_and_is_recorded(tmp_path, capsys):
     assert dwc.macs_ratio == own / dense
 
 
-def test_what_is_no_record_is_refused(tmp_path):
-    (tmp_path / "torn.json").write_text('{"what"')
-    with pytest.raises(ConvReproError, match=r"torn.json cannot be read as a record of times"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"what"', "speed.json cannot be read as a record of speed"),
+        ('{"schema": 2}', "speed.json has schema 2, but a record of speed must have schema 1"),
+        ("[]", "speed.json has no schema, but a record of speed must have schema 1"),
+    ],
+)
+def test_a_file_that_is_not_a_record_is_refused(text, message, tmp_path):
+    (tmp_path / "speed.json").write_text(text)
+    with pytest.raises(ConvReproError, match=message):
         records(tmp_path)
 
 

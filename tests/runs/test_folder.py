@@ -13,7 +13,8 @@ from convrepro.errors import Busy, ConvReproError
 from convrepro.runs import folder as run_folder
 from convrepro.runs.folder import hold, record_error, state
 from convrepro.training.module import Classifier
-from support.small_runs import EPOCHS, STATEFUL, STEPS, before_hook, ended, science, start, train, wait
+from support.patience import wait
+from support.small_runs import EPOCHS, STATEFUL, STEPS, before_hook, before_step, ended, science, start, train
 
 #: Names the run's folder before it is there.
 NAMED = [*STATEFUL, "table=a/table", "row=row"]
@@ -144,7 +145,7 @@ def test_the_checkpoint_before_a_torn_one_is_taken_and_nothing_in_a_file_is_exec
     said = []
     assert science(train(NAMED, tmp_path, echo=said.append)) == unbroken
     assert not (tmp_path / "executed").exists()
-    assert sum("last.ckpt is no whole checkpoint" in line and "previous.ckpt" in line for line in said) == 1
+    assert sum("last.ckpt is damaged" in line and "previous.ckpt" in line for line in said) == 1
     assert next(line for line in said if "  epoch " in line).startswith(f"  epoch {EPOCHS}/{EPOCHS}"), "trained twice"
     assert torch.load(run / "previous.ckpt", weights_only=True)["global_step"] == (EPOCHS - 1) * STEPS
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == EPOCHS * STEPS
@@ -158,7 +159,7 @@ def test_a_checkpoint_cut_anywhere_is_found_to_be_torn(tmp_path):
     whole = (run / "last.ckpt").read_bytes()
     for length in (0, 1, 4, 100, 1000, len(whole) // 2, len(whole) - 22, len(whole) - 1):
         (run / "last.ckpt").write_bytes(whole[:length])
-        with pytest.raises(ConvReproError, match=r"last\.ckpt is no checkpoint to continue from.*delete it"):
+        with pytest.raises(ConvReproError, match=r"last\.ckpt cannot be resumed from.*delete it"):
             train(NAMED, tmp_path)
         assert (run / "last.ckpt").stat().st_size == length
 
@@ -193,8 +194,7 @@ def test_a_torn_result_without_a_checkpoint_is_left_to_the_user(tmp_path):
 
 
 def test_progress_and_speed_are_told_and_survive_a_restart(tmp_path):
-    slow = before_hook("training_step", "time.sleep(0.01)")
-    process = start(NAMED, tmp_path, first=slow)
+    process = start(NAMED, tmp_path, first=before_step(EPOCHS * STEPS - 1, pause=0.01))
     wait((folder(tmp_path) / "previous.ckpt").exists, process)
     process.kill()
     process.wait()

@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
-import time
+
+from support.patience import PATIENCE
 
 PARENT = """
 import multiprocessing, os, signal, time
 from convrepro.runs import interruption
 
 interruption.listen()
-child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,), daemon=True)
 child.start()
 time.sleep(0.2)
 for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -24,7 +25,5 @@ assert interruption.requested() == "requeue", "the first request counts"
 
 
 def test_children_outlive_a_request_and_not_their_parent():
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 40, "the parent waited for its child"

@@ -5,6 +5,8 @@ import pytest
 from convrepro.runs.summary import STATIC, rules_of, summary
 from convrepro.tables import load_table
 
+pytestmark = pytest.mark.unit
+
 TABLE = load_table("hetconv/table1")
 MACS = {"macs": 313_478_154, "params": 15_000_000, "multiplications": 0, "shifts": 0, "weight_bits": 0}
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from support.patience import PATIENCE
+
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
@@ -19,8 +21,6 @@ FLAGS = (
     "--disable-dev-shm-usage",
 )  # fmt: skip
 KEYS = {"Enter": 13, "Tab": 9, " ": 32}
-PATIENCE = 180
-"""Seconds until a browser that does not answer fails the test; an answer takes milliseconds on a quiet machine."""
 
 
 class Browser:

@@ -1,8 +1,10 @@
 """A real Slurm on the loopback for tests: `slurm/local_cluster.sh`, started, asked and stopped from Python.
 
 Tests take the session's cluster by the fixture `cluster` (conftest.py), or start one of their own where it has to be
-another one. They carry the mark `cluster`, and their files are named test_cluster_*, so that few of them run at a time
-(conftest.py).
+another one. They carry the mark `cluster`, and `tiers.py` says which files share one.
+
+What Slurm has not done yet, it may do later: nothing here takes a busy machine, or a controller that restarts, for a
+failure before `PATIENCE` has passed.
 """
 
 import os
@@ -16,9 +18,14 @@ from typing import TypeVar
 
 import pytest
 
+from convrepro.cluster.slurm import SILENCE
+from support.patience import PATIENCE, wait
+
 SCRIPT = Path(__file__).parents[2] / "slurm" / "local_cluster.sh"
 NOT_INSTALLED = 4  # the script's exit code
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}
+#: Commands that may be repeated where the controller did not answer.
+REPEATABLE = {"squeue", "sinfo", "scontrol", "scancel", "sacct"}
 
 T = TypeVar("T")
 
@@ -54,7 +61,7 @@ class LocalCluster:
     def script(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the script on this cluster's folder."""
         line = [SCRIPT, command, "--folder", self.folder, *words]
-        return subprocess.run(line, capture_output=True, text=True, timeout=180, env=_clean())
+        return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, env=_clean())
 
     def run(
         self,
@@ -62,16 +69,21 @@ class LocalCluster:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         check: bool = True,
-        timeout: float = 600,
     ) -> subprocess.CompletedProcess[str]:
         """A command that talks to the cluster, with this interpreter's `convrepro` and `python` first in its PATH.
 
-        Raises AssertionError with all output and the cluster's logs where it fails, unless `check` is false.
+        Asks again a controller that does not answer, where that does no harm. Raises AssertionError with all output and
+        the cluster's logs where the command fails, unless `check` is false.
         """
-        environment = {**_clean(), **self.env, **(env or {})}
-        done = subprocess.run(
-            [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
-        )
+        words = [str(word) for word in command]
+        settings = {"cwd": cwd, "env": {**_clean(), **self.env, **(env or {})}}
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            done = subprocess.run(words, **settings, capture_output=True, text=True, timeout=PATIENCE)
+            silent = done.returncode and words[0] in REPEATABLE and SILENCE.search(done.stderr)
+            if not (check and silent) or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         if check and done.returncode:
             raise AssertionError(f"{command} ended with {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}")
         return done
@@ -104,12 +116,13 @@ class LocalCluster:
         words = self.scontrol("--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, predicate: Callable[[], T], seconds: float) -> T:
-        """The first true value of `predicate`; raises AssertionError with queue and logs after so many seconds."""
-        deadline = time.monotonic() + seconds
+    def wait(self, predicate: Callable[[], T]) -> T:
+        """The first true value of `predicate`; raises AssertionError with queue and logs where there never is one."""
+        deadline = time.monotonic() + PATIENCE
         while not (value := predicate()):
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited {seconds} s in vain; jobs: {self.queue()}\n{self.logs()}")
+                jobs = self.run("squeue", "--states=all", check=False)
+                raise AssertionError(f"waited in vain; jobs: {jobs.stdout}{jobs.stderr}\n{self.logs()}")
             time.sleep(0.2)
             if self._crashed:
                 self._put_right()
@@ -126,24 +139,27 @@ class LocalCluster:
         for job in (line.split()[0] for line in held if line.endswith("launch failed requeued held")):
             self.run("scontrol", "release", job, check=False)
 
-    def wait_until_over(self, seconds: float, *jobs: str) -> dict[str, str]:
+    def wait_until_over(self, *jobs: str) -> dict[str, str]:
         """Wait until these jobs (arrays: all their tasks; none given: every job) have ended; their states."""
 
         def over() -> dict[str, str]:
             states = {k: v for k, v in self.queue().items() if not jobs or k in jobs or k.split("_")[0] in jobs}
             return states if states and set(states.values()) <= OVER else {}
 
-        return self.wait(over, seconds)
+        return self.wait(over)
 
     def restart_controller(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End slurmctld by a signal, SIGKILL if asked, and start it again."""
-        file = self.folder / "run" / "slurmctld.pid"
-        pid = int(file.read_text())
-        os.kill(pid, how)
-        self.wait(lambda: not _lives(pid), 30)
+        self.end_controller(how)
         started = self.script("start")
         assert started.returncode == 0, started.stderr + self.logs()
         self._crashed = self._crashed or how == signal.SIGKILL
+
+    def end_controller(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End slurmctld by a signal: nothing of Slurm answers after that."""
+        pid = int((self.folder / "run" / "slurmctld.pid").read_text())
+        os.kill(pid, how)
+        wait(lambda: not _lives(pid))
 
     def logs(self) -> str:
         """The last lines of each of the cluster's logs."""

@@ -58,10 +58,12 @@ def error_by_layer(name: str, operator: str, knobs: dict[str, object]) -> float:
     """
     whole, layers = converted(name, operator, knobs)
     distances = []
+    network = copy.deepcopy(original(name)[0])
     for layer in layers:
-        network = copy.deepcopy(original(name)[0])
+        before = network.get_submodule(layer)
         network.set_submodule(layer, whole.get_submodule(layer))
         distances.append(distance(name, network))
+        network.set_submodule(layer, before)
     return math.sqrt(sum(d * d for d in distances) / len(distances))
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -11,6 +10,7 @@ from typing import Any
 
 from convrepro.config.compose import compose_config
 from convrepro.training.run import run
+from support.patience import PATIENCE
 
 TINY = ["budget.train_examples=256", "budget.test_examples=100", "trainer=cpu", "logger=none"]
 MNIST_FC = ["model=deepshift_mnist_fc", "recipe=deepshift_mnist_v5", *TINY]
@@ -20,8 +20,6 @@ STATEFUL = ["model=deepshift_mnist_fc", "recipe=deepshift_mnist_v5", "trainer=cp
 STATEFUL += [f"recipe.epochs={EPOCHS}", "recipe.batch_size=16", f"budget.train_examples={16 * STEPS}"]
 STATEFUL += ["budget.test_examples=100", "recipe.optimizer.name=radam", "recipe.optimizer.lr=0.003"]
 STATEFUL += ["recipe.schedule.name=ExponentialLR", "+recipe.schedule.args={gamma: 0.5}"]
-#: Seconds after which a process that should have done something has failed; no test waits so long otherwise.
-DEADLINE = 300
 
 
 def train(overrides: list[str], runs: Path, echo: Callable[[str], None] = lambda line: None) -> dict:
@@ -46,32 +44,33 @@ def start(overrides: list[str], runs: Path, first: str = "pass", **options: Any)
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:
     """Exit code, output and errors of a process, once it has ended."""
     try:
-        output, errors = process.communicate(timeout=DEADLINE)
+        output, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     return process.returncode, output, errors
-
-
-def wait(until: Callable[[], Any], process: subprocess.Popen | None = None) -> Any:
-    """What `until` returns, once that is true; fails where the process ends before."""
-    deadline = time.monotonic() + DEADLINE
-    while not (value := until()):
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
 
 
 def before_hook(hook: str, code: str) -> str:
     """Code that has the module execute `code`, one line, whenever its method `hook` is called."""
     return f"""
 import os, pathlib, signal, time
+from convrepro.runs import interruption
 from convrepro.training.module import Classifier
 def {hook}(self, *args, then=Classifier.{hook}, **named):
     {code}
     return then(self, *args, **named)
 Classifier.{hook} = {hook}
 """
+
+
+def before_step(step: int, marker: Path | None = None, pause: float = 0) -> str:
+    """Code that has the module wait before that step, counted from 1, until it is asked to stop: however late that is,
+    the run is not over. It touches `marker` before each step, and makes each take so many seconds more.
+    """
+    paced = f"time.sleep({pause})"
+    marked = f"pathlib.Path({str(marker)!r}).touch(); {paced}" if marker else paced
+    waits = f"while self.global_step == {step - 1} and not interruption.requested(): time.sleep(0.02)"
+    return before_hook("training_step", waits) + before_hook("training_step", marked)
 
 
 def parts(runs: Path) -> list[str]:

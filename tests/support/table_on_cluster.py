@@ -4,7 +4,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ class Lab:
         except (OSError, ValueError):
             return {}
 
-    def wait_for_epoch(self, job: Job, epoch: int, seconds: float = 300) -> None:
-        self.cluster.wait(lambda: self.progress(job).get("epoch", -1) >= epoch, seconds)
+    def wait_for_epoch(self, job: Job, epoch: int) -> None:
+        self.cluster.wait(lambda: self.progress(job).get("epoch", -1) >= epoch)
 
     def processes(self) -> dict[Path, list[int]]:
         """The Python processes that train, by run folder."""
@@ -133,9 +134,24 @@ class Lab:
                 return False
         return bool(pids)
 
-    def preempt(self, *words: str) -> str:
-        """Queue an urgent job of a second, that takes its place from the table's runs; its id."""
-        return self.cluster.sbatch("--partition=urgent", "--output=/dev/null", *words, "--wrap=sleep 1")
+    @contextmanager
+    def stopped(self, job: Job) -> Iterator[None]:
+        """The run's processes stand still within the block, so that it is not over before it is disturbed."""
+        assert self.kill(job, signal.SIGSTOP), "the run is over"
+        try:
+            yield
+        finally:
+            self.kill(job, signal.SIGCONT)
+
+    def asked_to_stop(self, job: Job) -> bool:
+        """Whether each process of a run that is stopped has got a signal since."""
+        pids = self.processes().get(job.folder, [])
+        texts = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        return all(re.search(r"^ShdPnd:\t0*[1-9a-f]", text, re.MULTILINE) for text in texts)
+
+    def preempt(self, *words: str, seconds: int = 1) -> str:
+        """Queue an urgent job of so many seconds, that takes its place from the table's runs; its id."""
+        return self.cluster.sbatch("--partition=urgent", "--output=/dev/null", *words, f"--wrap=sleep {seconds}")
 
 
 def undisturbed(job: Job, runs: Path) -> dict[str, Any]:
@@ -146,9 +162,3 @@ def undisturbed(job: Job, runs: Path) -> dict[str, Any]:
 
 def result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
-
-
-def science(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal between two runs of the same thing: everything but clocks."""
-    history = [{k: v for k, v in line.items() if k != "seconds"} for line in result["history"]]
-    return {"metrics": result["metrics"], "history": history, "static": result["static"]}

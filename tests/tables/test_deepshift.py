@@ -10,6 +10,8 @@ import torchvision.models
 
 from convrepro.tables import Row, Table, load_table
 
+pytestmark = pytest.mark.unit
+
 TABLES = ["cifar10_v1", "imagenet_v1", "imagenet_v5", "bits_imagenet_v5"]
 #: Test errors (%) that the README of akamaster/pytorch_resnet_cifar10 gives for its checkpoints.
 ERRORS = {20: "8.27", 32: "7.37", 44: "6.90", 56: "6.61", 110: "6.32", 1202: "6.18"}

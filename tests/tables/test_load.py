@@ -18,6 +18,8 @@ from convrepro.tables import (
     render_scoreboard,
 )
 
+pytestmark = pytest.mark.unit
+
 TABLES = list_tables()
 
 
@@ -96,6 +98,7 @@ def test_counts_of_a_row_that_is_another_tables():
     assert table.row("p16").overrides == load_table("hetconv/table1").row("p16").overrides
 
 
+@pytest.mark.heavy
 def test_listing_imports_no_torch():
     code = (
         "import sys, convrepro.evidence.collect; from convrepro.tables import *; [load_table(n) for n in list_tables()]"

@@ -8,6 +8,8 @@ from convrepro.errors import ConvReproError
 from convrepro.tables import judge, load_table, render_scoreboard, render_table
 from support.small_table import SMALL, write
 
+pytestmark = pytest.mark.unit
+
 
 def test_small_table_loads_with_its_digits(tmp_path):
     table = load_table("paper/small", write(tmp_path, SMALL))

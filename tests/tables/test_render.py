@@ -6,6 +6,8 @@ from convrepro.errors import ConvReproError
 from convrepro.tables import list_tables, load_table, render_proxies, render_scoreboard, render_table
 from support.small_table import SMALL, write
 
+pytestmark = pytest.mark.unit
+
 
 def done(table, row, seed, top1, **changes):
     given = table.row(row)

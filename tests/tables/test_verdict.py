@@ -11,6 +11,8 @@ from convrepro.tables import format_exact, judge, judge_claim, row_verdict, stan
 from convrepro.tables.parse import parse_table
 from convrepro.tables.schema import NotMeasured
 
+pytestmark = pytest.mark.unit
+
 SOURCED = {"source": "somewhere", "confidence": "found"}
 RECALLED = {"source": "recollection", "confidence": "recalled"}
 

@@ -12,7 +12,8 @@ from convrepro.errors import Interrupted
 from convrepro.runs import interruption
 from convrepro.runs.folder import state
 from convrepro.training.module import Classifier
-from support.small_runs import EPOCHS, MNIST_FC, STATEFUL, STEPS, before_hook, ended, science, start, train, wait
+from support.patience import wait
+from support.small_runs import EPOCHS, MNIST_FC, STATEFUL, STEPS, before_hook, before_step, ended, science, start, train
 
 RANDOM = random.Random(4)
 RANDOM_STEPS = sorted(RANDOM.sample(range(1, EPOCHS * STEPS - 1), 3))
@@ -146,7 +147,7 @@ def test_an_evaluation_stops_and_is_made_again(tmp_path, monkeypatch, listening)
 def test_a_process_that_gets_a_signal_at_a_random_moment_saves_says_so_and_ends(tmp_path, unbroken, number, code):
     """From outside, wherever it is: at its first steps, within an epoch, in a validation."""
     stepping = tmp_path / "stepping"
-    slow = before_hook("training_step", f"pathlib.Path({str(stepping)!r}).touch(); time.sleep(0.02)")
+    slow = before_step(EPOCHS * STEPS - 1, stepping, pause=0.02)
     slow += before_hook("on_validation_epoch_start", "time.sleep(0.2)")
     process = start(STATEFUL, tmp_path, first=slow)
     wait(stepping.exists, process)
@@ -173,7 +174,7 @@ def test_a_process_that_gets_a_signal_while_it_starts_ends_before_the_first_step
 
 def test_ctrl_c_ends_a_run_as_interrupted_and_the_same_command_goes_on(tmp_path, unbroken):
     stepping = tmp_path / "stepping"
-    slow = before_hook("training_step", f"pathlib.Path({str(stepping)!r}).touch(); time.sleep(0.02)")
+    slow = before_step(EPOCHS * STEPS - 1, stepping)
     listens = "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
     process = start(STATEFUL, tmp_path, first=slow + listens)
     wait(lambda: stepping.exists() and list(tmp_path.rglob("last.ckpt")), process)

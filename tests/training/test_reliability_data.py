@@ -13,7 +13,8 @@ from PIL import Image
 
 from convrepro.data.sets import SETS
 from convrepro.errors import ConvReproError
-from support.small_runs import before_hook, ended, science, start, train, wait
+from support.patience import wait
+from support.small_runs import before_step, ended, science, start, train
 
 COUNTS = {"train": 64, "test": 32}
 RUN = ["model=deepshift_mnist_fc", "recipe=deepshift_mnist_v5", "recipe.epochs=1", "trainer=cpu", "logger=none"]
@@ -121,8 +122,7 @@ def test_sigterm_to_all_processes_of_a_run_finds_its_workers_at_work_until_it_ha
     given = photos(tmp_path, workers=2)
     unbroken = science(train(given, tmp_path / "unbroken"))
     stepping = tmp_path / "stepping"
-    slow = before_hook("training_step", f"pathlib.Path({str(stepping)!r}).touch(); time.sleep(0.1)")
-    process = start(given, tmp_path / "runs", first=slow, start_new_session=True)
+    process = start(given, tmp_path / "runs", first=before_step(7, stepping), start_new_session=True)
     wait(stepping.exists, process)
     os.killpg(process.pid, signal.SIGTERM)
     code, _, errors = ended(process)

@@ -3,7 +3,6 @@
 import json
 import signal
 
-import pytest
 import torch
 
 from convrepro.runs.folder import state
@@ -28,7 +27,6 @@ def folder(runs):
     return runs / "a" / "table" / "row" / "paper-seed0"
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_continue_as_if_unbroken(tmp_path):
     runs = {name: tmp_path / name for name in ("whole", "broken")}
     code, output, errors = ended(start(PAIR, runs["whole"]))
@@ -49,7 +47,6 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_continue
     assert broken["history"][-1]["step"] == 32
 
 
-@pytest.mark.slow
 def test_a_loss_that_one_process_alone_has_ends_both_with_one_sentence(tmp_path):
     code, _, errors = ended(start(PAIR, tmp_path, first=NAN))
     assert code == 2

@@ -1,11 +1,6 @@
 """Runs for real, on the bundled images: deterministic, resumed after a real kill, never trained twice."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from importlib.metadata import version
 
 import pytest
@@ -19,7 +14,8 @@ from convrepro.training.data import loader_batch
 from convrepro.training.module import Classifier
 from convrepro.training.runner import run_jobs
 from support import lab_table
-from support.small_runs import MNIST_FC, science, train
+from support.patience import wait
+from support.small_runs import MNIST_FC, before_step, ended, science, start, train
 
 
 def test_a_run_is_deterministic_under_its_seed_and_differs_between_seeds(tmp_path):
@@ -54,16 +50,10 @@ def test_a_killed_run_resumes_to_the_result_of_an_unbroken_one(tmp_path, within_
     words += ["trainer.checkpoint_steps=25", "recipe.optimizer.weight_decay=1e-3"] * within_epoch
     unbroken = train(words, tmp_path / "unbroken")
 
-    command = [sys.executable, "-m", "convrepro.cli", "train", *words, f"runs={tmp_path / 'killed'}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").rglob("last.ckpt")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not list((tmp_path / "killed").rglob("result.json")), "the kill came too late to test anything"
+    process = start(words, tmp_path / "killed", first=before_step(4 * 63 - 1))
+    wait(lambda: list((tmp_path / "killed").rglob("last.ckpt")), process)
+    process.kill()
+    ended(process)
     (checkpoint,) = (tmp_path / "killed").rglob("last.ckpt")
     step = torch.load(checkpoint, weights_only=True)["global_step"]
     assert 0 < step < 4 * 63

@@ -4,8 +4,9 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from support.patience import PATIENCE, wait
 
 #: The network's second convolution has 20 input channels: hetconv takes p=2 and 5, but not 3.
 ROW = ["model=deepshift_mnist_conv", "conv=hetconv", "logger=none", "trainer=cpu"]
@@ -23,7 +24,7 @@ def finished(runs: Path) -> list[int]:
 
 def test_a_member_that_fails_is_told_and_the_others_run(tmp_path):
     with start(tmp_path, "recipe.epochs=1", "budget.max_batch_size=8", "conv.p=2,3,5") as process:
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, out + err
     assert finished(tmp_path) == [2, 5]
     configurations = [json.loads(path.read_text())["config"] for path in tmp_path.rglob("result.json")]
@@ -36,7 +37,7 @@ def test_a_member_that_fails_is_told_and_the_others_run(tmp_path):
 
 def test_a_secret_is_refused_before_anything_is_written(tmp_path):
     with start(tmp_path, "weights='https://reader:hunter2@models.org/net-0123abcd.pth'", "conv.p=2,5") as process:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert "carries a password or key" in err
     assert "hunter2" not in out + err
@@ -45,13 +46,9 @@ def test_a_secret_is_refused_before_anything_is_written(tmp_path):
 
 def test_a_request_to_stop_stops_the_whole_sweep(tmp_path):
     with start(tmp_path, "recipe.epochs=200", "conv.p=2,5") as process:
-        deadline = time.monotonic() + 300
-        while not list(tmp_path.rglob("last.ckpt")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait(lambda: list(tmp_path.rglob("last.ckpt")), process)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert finished(tmp_path) == []
     assert len(list(tmp_path.rglob("progress.json"))) == 1, "the second member was not started"

@@ -1,1 +1,1 @@
-"""The verbs of the command line, by what they are for."""
+"""The command line: a module for each group of verbs."""

@@ -1,4 +1,4 @@
-"""`python -m convrepro.cli`, as the job scripts call it."""
+"""Runs the command line as `python -m convrepro.cli`, as the job scripts do."""
 
 from convrepro.cli.main import main
 

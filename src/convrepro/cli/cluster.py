@@ -1,4 +1,4 @@
-"""Commands for a SLURM cluster: submit, status, resubmit, cancel, and those that its job scripts call."""
+"""Commands for a SLURM cluster: `submit`, `status`, `resubmit`, `cancel`, and those that the job scripts call."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,55 +6,58 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convrepro.cli.training import add_selection, selected
+from convrepro.cli.selection import add_selection, selected
 from convrepro.runs import interruption
 
 if TYPE_CHECKING:
     from convrepro.cluster.manifest import Request, Submission
     from convrepro.runs.plan import Job
 
-#: Columns of a status that is not shown on a terminal.
+#: Width of a status that is not printed on a terminal.
 PLAIN_WIDTH = 160
-AS_SUBMITTED = "what is left out is as last submitted"
+AS_SUBMITTED = "arguments that are left out are those of the last submission"
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this module to an argument parser's."""
+    """Adds the verbs of this module to an argument parser."""
     verb = verbs.add_parser(
-        "submit", help="queue a table's runs on a SLURM cluster; finished and queued ones are skipped",
-        epilog="Words behind `--` are sbatch's: convrepro submit hetconv/table1 -- --partition=NAME --time=4:00:00",
+        "submit", help="queue a table's runs on a SLURM cluster; skips finished and queued runs",
+        epilog="Flags of sbatch follow `--`: convrepro submit hetconv/table1 -- --partition=NAME --time=4:00:00",
     )  # fmt: skip
-    add_selection(verb)
-    verb.add_argument("--dry-run", action="store_true", help="print the manifest and the job scripts, and stop")
-    verb.set_defaults(execute=_submit, flags=[])
+    _add_submission(verb)
+    verb.set_defaults(execute=_submit)
 
-    verb = verbs.add_parser("status", help=f"where each run of a table stands; {AS_SUBMITTED}")
+    verb = verbs.add_parser("status", help=f"show the state of each run of a table; {AS_SUBMITTED}")
     add_selection(verb)
-    verb.add_argument("--once", action="store_true", help="print once, as where there is no terminal")
-    verb.add_argument("--watch", type=float, default=5, metavar="SECONDS", help="how often to refresh (default: 5)")
+    verb.add_argument("--once", action="store_true", help="print once, as without a terminal, and do not watch")
+    verb.add_argument("--watch", type=float, default=5, metavar="SECONDS", help="seconds between updates (default: 5)")
     verb.set_defaults(execute=_status, budget="")
 
-    verb = verbs.add_parser("resubmit", help=f"queue what is missing or failed; {AS_SUBMITTED}")
-    add_selection(verb)
-    verb.add_argument("--dry-run", action="store_true", help="print the manifest and the job scripts, and stop")
-    verb.set_defaults(execute=_resubmit, flags=[], budget="")
+    verb = verbs.add_parser("resubmit", help=f"queue the missing and the failed runs again; {AS_SUBMITTED}")
+    _add_submission(verb)
+    verb.set_defaults(execute=_resubmit, budget="")
 
-    verb = verbs.add_parser("cancel", help="take a table's runs out of the queue; `resubmit` continues them")
-    verb.add_argument("table")
-    verb.add_argument("overrides", nargs="*", help="runs=FOLDER, where it is not the usual one")
+    verb = verbs.add_parser("cancel", help="remove a table's runs from the queue; `resubmit` continues them")
+    verb.add_argument("table", help="a table of a paper, such as hetconv/table1")
+    verb.add_argument("overrides", nargs="*", help="runs=FOLDER, where the run folders are not in the usual folder")
     verb.set_defaults(execute=_cancel)
 
-    verb = verbs.add_parser("task", help="(in job scripts) one run of a manifest")
+    verb = verbs.add_parser("task", help="(for job scripts) execute one run of a manifest")
     verb.add_argument("manifest", type=Path)
     verb.add_argument("index", type=int)
-    verb.add_argument(
-        "--ended", type=int, metavar="CODE", help="the run ended with CODE: queue it again where that helps"
-    )
+    ended = "the run ended with this exit code: queue it again where another attempt may succeed"
+    verb.add_argument("--ended", type=int, metavar="CODE", help=ended)
     verb.set_defaults(execute=_task)
 
-    verb = verbs.add_parser("gather", help="(in job scripts) a manifest's results, what is missing and why, evidence")
+    verb = verbs.add_parser("gather", help="(for job scripts) print a manifest's results, and collect the evidence")
     verb.add_argument("manifest", type=Path)
     verb.set_defaults(execute=_gather)
+
+
+def _add_submission(verb: argparse.ArgumentParser) -> None:
+    add_selection(verb)
+    verb.add_argument("--dry-run", action="store_true", help="print the manifest and the job scripts without queuing")
+    verb.set_defaults(flags=[])
 
 
 def _submit(arguments: argparse.Namespace) -> int:
@@ -94,15 +97,17 @@ def _status(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
+    from convrepro.cluster.slurm import try_queue
     from convrepro.cluster.status import ACTIVE, heading, render, survey
 
     def look() -> Any:
         words = argparse.Namespace(**vars(arguments))
         _, submitted, jobs = _as_submitted(words)
-        queue, told = _ask_queue()
-        standings = survey(jobs, submitted, queue)
-        going = any(standing.kind in ACTIVE for standing in standings.values())
-        return render([*heading(words.table, words.budget, submitted), *told], standings), going
+        queue, reason = try_queue(patience=())
+        states = survey(jobs, submitted, queue)
+        note = [f"{reason}; the states are those of the run folders alone"] if reason else []
+        going = any(state.kind in ACTIVE for state in states.values())
+        return render([*heading(words.table, words.budget, submitted), *note], states), going
 
     shown, going = look()
     if arguments.once or not sys.stdout.isatty():
@@ -117,19 +122,6 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _ask_queue() -> tuple[Any, list[str]]:
-    """Slurm's queue and nothing to tell, or None and why."""
-    from convrepro.cluster import slurm
-    from convrepro.errors import ConvReproError
-
-    if not slurm.available():
-        return None, ["Slurm is not on this machine: what stands here is from the run folders alone"]
-    try:
-        return slurm.queue(patience=()), []
-    except ConvReproError as error:
-        return None, [f"{error}; what stands here is from the run folders alone"]
-
-
 def _cancel(arguments: argparse.Namespace) -> int:
     from convrepro.cluster import slurm
     from convrepro.cluster.manifest import home
@@ -139,7 +131,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     runs, _ = _runs(arguments)
     queued = [q for q in slurm.queue() if q.script.is_relative_to(home(runs, table.name))]
     slurm.cancel(sorted({q.array for q in queued}))
-    print(f"{table.name}: {len(queued)} jobs cancelled" if queued else f"{table.name} has nothing in the queue")
+    print(f"{table.name}: {len(queued)} jobs cancelled" if queued else f"{table.name} has no jobs in the queue")
     return 0
 
 
@@ -161,7 +153,7 @@ def _gather(arguments: argparse.Namespace) -> int:
 
 
 def _runs(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
-    """Where the run folders are, whichever folder a job starts in, and the overrides but for those that say so."""
+    """The absolute path of the folder with the run folders, and the overrides without `runs=`."""
     from convrepro.config.compose import compose_config
 
     runs = Path(compose_config(arguments.overrides).runs).resolve()
@@ -169,9 +161,10 @@ def _runs(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
 
 
 def _as_submitted(arguments: argparse.Namespace) -> "tuple[Path, list[Submission], list[Job]]":
-    """The run folder, its submissions of the same budget and overrides, and the jobs that the words choose.
+    """The folder with the run folders, the submissions of the same budget and overrides, and the selected jobs.
 
-    Words that are left out are those of the newest submission that fits the others; `arguments` gets them.
+    Arguments that are left out are taken from the newest submission that agrees with the others, and are put into
+    `arguments`.
     """
     from convrepro.cluster.manifest import home, submissions
     from convrepro.tables import load_table
@@ -186,7 +179,8 @@ def _as_submitted(arguments: argparse.Namespace) -> "tuple[Path, list[Submission
     newest = fitting[-1].request if fitting else None
     arguments.budget = newest.budget if newest else arguments.budget or "paper"
     arguments.overrides = list(newest.overrides) if newest else overrides
-    same = [s for s in fitting if (s.request.budget, s.request.overrides) == (newest.budget, newest.overrides)]
+    wanted = (arguments.budget, tuple(arguments.overrides))
+    same = [s for s in fitting if (s.request.budget, s.request.overrides) == wanted]
     runnable = {row.id for row in table.to_run}
     submitted = {(row, seed): None for s in same for row, seed in s.request.runs if row in runnable}
     chosen = bool(arguments.rows or arguments.seeds)

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from convrepro.cli.look import status_line
+from convrepro.cli.progress import status_line
 from convrepro.errors import ConvReproError
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""Commands that write what was found: collect, report."""
+"""Commands that write evidence and pages: `collect`, `report`."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convrepro.cli.look import status_line
+from convrepro.cli.progress import status_line
+from convrepro.cli.selection import add_runs_folder, tables_of_papers
 from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.errors import ConvReproError
 
@@ -16,19 +16,19 @@ PAGE = "convrepro.html"
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this module to an argument parser's."""
-    verb = verbs.add_parser("collect", help="gather finished runs at budget=paper into the evidence of a table")
-    verb.add_argument("tables", nargs="+")
-    verb.add_argument("--runs", default=os.environ.get("CONVREPRO_RUNS", "runs"), help="where the run folders are")
+    """Adds the verbs of this module to an argument parser."""
+    verb = verbs.add_parser("collect", help="collect finished runs at budgets paper and proxy into a table's evidence")
+    verb.add_argument("tables", nargs="+", help="tables of papers, such as hetconv/table1")
+    add_runs_folder(verb)
     verb.set_defaults(execute=_collect)
 
     verb = verbs.add_parser("report", help="write the papers' README pages and the scoreboard from the evidence")
-    verb.add_argument("names", nargs="*", metavar="PAPER|PAPER/TABLE", help="default: all papers")
-    verb.add_argument("--plots", action="store_true", help="draw the plots too; of tables, draw them only")
-    verb.add_argument("--png", action="store_true", help="with --plots: PNG beside SVG")
+    verb.add_argument("names", nargs="*", metavar="PAPER|PAPER/TABLE", help="papers or tables (default: all papers)")
+    verb.add_argument("--plots", action="store_true", help="draw the plots as well; of a table, draw only its plots")
+    verb.add_argument("--png", action="store_true", help="with --plots: write PNG files beside the SVG files")
     verb.add_argument("--html", nargs="?", const=PAGE, metavar="FILE", help=f"write one HTML page instead ({PAGE})")
     verb.add_argument("--audit", action="store_true", help="write AUDIT.md instead: every static value, recounted")
-    verb.add_argument("--speed", action="store_true", help="write SPEED.md and its plot instead, from records of bench")
+    verb.add_argument("--speed", action="store_true", help="write SPEED.md and its plot instead, from records of speed")
     verb.set_defaults(execute=_report)
 
 
@@ -48,7 +48,7 @@ def _collect(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     if arguments.png and not arguments.plots:
-        raise ConvReproError("--png goes with --plots")
+        raise ConvReproError("--png has no effect without --plots; give both")
     if arguments.audit:
         from convrepro.evidence.counts import row_count
         from convrepro.report.audit import write_audit
@@ -67,14 +67,14 @@ def _report(arguments: argparse.Namespace) -> int:
     from convrepro.tables import list_papers
 
     names = arguments.names or list_papers()
-    tables, count = _tables_of(names), _counter()
+    tables, count = tables_of_papers(names), _counter()
     if arguments.html:
         return _page(tables, count, arguments.html)
     papers = [name for name in names if "/" not in name]
     if arguments.plots:
         _plots(tables, count, whole=not arguments.names, png=arguments.png)
     elif len(papers) < len(names):
-        raise ConvReproError("pages are of whole papers; of a table there are its plots (--plots) and --html")
+        raise ConvReproError("pages are of whole papers; name the paper, or use --plots or --html for a single table")
     for paper in papers:
         print(report(paper, count))
     if papers and REPRODUCTIONS.parent == ROOT:
@@ -82,17 +82,9 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tables_of(names: Sequence[str]) -> list["Table"]:
-    """The tables that are named, or are of a paper that is; raises ConvReproError for an unknown name."""
-    from convrepro.report.papers import paper_tables
-    from convrepro.tables import load_table
-
-    return [table for name in names for table in ([load_table(name)] if "/" in name else paper_tables(name))]
-
-
 def _counter() -> Callable[["Table"], "Statics"]:
-    """Counts tables, each once."""
-    counted = {}
+    """Returns a function that counts a table, each table once."""
+    counted: dict[str, Statics] = {}
 
     def count(table: "Table") -> "Statics":
         from convrepro.evidence.counts import count_table
@@ -104,7 +96,7 @@ def _counter() -> Callable[["Table"], "Statics"]:
     return count
 
 
-def _plots(tables: Sequence["Table"], count: Callable, whole: bool, png: bool) -> None:
+def _plots(tables: Sequence["Table"], count: Callable[["Table"], "Statics"], whole: bool, png: bool) -> None:
     from convrepro.evidence.store import load_evidence
     from convrepro.report.plots.files import write_overview, write_plots
 
@@ -116,7 +108,7 @@ def _plots(tables: Sequence["Table"], count: Callable, whole: bool, png: bool) -
             print(path)
 
 
-def _page(tables: Sequence["Table"], count: Callable, file: str) -> int:
+def _page(tables: Sequence["Table"], count: Callable[["Table"], "Statics"], file: str) -> int:
     from pathlib import Path
 
     from convrepro.evidence.store import load_evidence, load_proxies
@@ -124,7 +116,7 @@ def _page(tables: Sequence["Table"], count: Callable, file: str) -> int:
 
     path = Path(file)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConvReproError(f"{path} cannot be written: it is a folder, or in none")
+        raise ConvReproError(f"{path} cannot be written; give a file in a folder that exists")
     entries = [Entry(table, count(table), load_evidence(table)[1], load_proxies(table)) for table in tables]
     path.write_text(render_page(entries), encoding="utf-8")
     print(path)

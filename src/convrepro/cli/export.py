@@ -1,14 +1,14 @@
-"""The command that writes networks for other programs: export."""
+"""The command that writes networks to files for other programs: `export`."""
 
 import argparse
 from typing import Any
 
 
 def add(verbs: Any) -> None:
-    """Add the verb of this module to an argument parser's."""
-    verb = verbs.add_parser("export", help="a network for inference as a file, with norms folded, checked")
-    verb.add_argument("overrides", nargs="*", help="such as model=resnet18 conv=hetconv weights=CHECKPOINT")
-    verb.add_argument("--to", required=True, metavar="FILE", help="FILE.onnx, or FILE.pt2 for torch.export")
+    """Adds the verb of this module to an argument parser."""
+    verb = verbs.add_parser("export", help="write a network for inference to a file, and check the file's output")
+    verb.add_argument("overrides", nargs="*", help="overrides such as model=resnet18 conv=hetconv weights=CHECKPOINT")
+    verb.add_argument("--to", required=True, metavar="FILE", help="FILE.onnx for ONNX, or FILE.pt2 for torch.export")
     verb.set_defaults(execute=_export)
 
 
@@ -28,6 +28,6 @@ def _export(arguments: argparse.Namespace) -> int:
     done = export(network, torch.zeros(1, cfg.data.channels, cfg.data.image_size, cfg.data.image_size), path)
     print(done.fused.summary())
     if done.difference > TOLERANCE:
-        print("it rounds the inputs of layers, so that its own output in float64 differs from that in float32 as well")
+        print("the network rounds the inputs of layers; its output in float64 differs from that in float32 as well")
     print(f"{done.path}: {path.stat().st_size / 1e6:.2f} MB; largest difference {done.difference:.1e} of the output")
     return 0

@@ -1,31 +1,36 @@
-"""Commands that look and count: list, show, count, coverage."""
+"""Commands that list, show and count: `list`, `show`, `count`, `coverage`."""
 
 import argparse
 import sys
 from typing import Any
 
+from convrepro.cli.progress import status_line
+from convrepro.cli.selection import comma_separated, describes_network, load_tables
+
 LISTS = ("tables", "models", "convs", "data", "recipes", "budgets", "trainers")
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this module to an argument parser's."""
-    verb = verbs.add_parser("list", help="what there is: tables, models, convs, data, recipes, budgets, trainers")
+    """Adds the verbs of this module to an argument parser."""
+    verb = verbs.add_parser("list", help=f"list what can be chosen: {', '.join(LISTS)}")
     verb.add_argument("what", nargs="?", default="tables", choices=LISTS)
-    verb.add_argument("pattern", nargs="?", default="*", help="for models: a pattern such as 'resnet*'")
+    verb.add_argument("pattern", nargs="?", default="*", help="with models: a pattern of names, such as 'resnet*'")
     verb.set_defaults(execute=_list)
 
-    verb = verbs.add_parser("show", help="a table: published values, sources, collected evidence, verdicts")
-    verb.add_argument("table")
+    verb = verbs.add_parser("show", help="print a table: published values, sources, collected evidence, verdicts")
+    verb.add_argument("table", help="a table of a paper, such as hetconv/table1")
     verb.set_defaults(execute=_show)
 
-    verb = verbs.add_parser("count", help="MACs and parameters of tables, or of one network layer by layer")
-    verb.add_argument("what", nargs="+", help="tables, all, or overrides such as model=resnet18 conv=hetconv conv.p=4")
+    verb = verbs.add_parser("count", help="count MACs and parameters of tables, or of one network layer by layer")
+    what = "tables, `all`, or overrides such as model=resnet18 conv=hetconv conv.p=4"
+    verb.add_argument("what", nargs="+", help=what)
     verb.set_defaults(execute=_count)
 
-    verb = verbs.add_parser("coverage", help="every operator in a network of each family: works, refused and why")
-    verb.add_argument("--models", default="", help="other networks: comma-separated patterns such as 'resnet18,vgg*'")
-    verb.add_argument("--convs", default="", help="some operators only, comma-separated")
-    verb.add_argument("--out", default="", help="default: reproductions/coverage.json; COVERAGE.md goes beside it")
+    verb = verbs.add_parser("coverage", help="try every operator in a network of each family, and record what works")
+    verb.add_argument("--models", default="", help="comma-separated patterns of other networks, such as resnet18,vgg*")
+    verb.add_argument("--convs", default="", help="comma-separated operators (default: all)")
+    out = "the record, beside which COVERAGE.md is written (default: reproductions/coverage.json)"
+    verb.add_argument("--out", default="", help=out)
     verb.set_defaults(execute=_coverage)
 
 
@@ -63,17 +68,16 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _count(arguments: argparse.Namespace) -> int:
-    if any("=" in word for word in arguments.what):
+    if describes_network(arguments.what):
         from convrepro.config.compose import compose_config
         from convrepro.evidence.counts import describe_network
 
         print(describe_network(compose_config(arguments.what)))
         return 0
-    from convrepro.tables import list_tables, load_table, render_table
+    from convrepro.tables import render_table
 
-    names = list_tables() if arguments.what == ["all"] else arguments.what
-    tables = [load_table(name) for name in names]
-    from convrepro.evidence.counts import count_table
+    tables = load_tables(arguments.what)
+    from convrepro.evidence.counts import count_table  # imports torch; a wrong name is reported without it
 
     for table in tables:
         print(render_table(table, count_table(table, status_line), {}, static_only=True))
@@ -87,17 +91,10 @@ def _coverage(arguments: argparse.Namespace) -> int:
     from convrepro.evidence.coverage_record import RECORD, crashes
     from convrepro.report.coverage import write_page
 
-    patterns = [pattern for pattern in arguments.models.split(",") if pattern]
-    configs = operators([conv for conv in arguments.convs.split(",") if conv])
     path = Path(arguments.out or RECORD)
-    broken = crashes(cover(patterns, configs, path))
+    configs = operators(comma_separated(arguments.convs))
+    crashed = crashes(cover(comma_separated(arguments.models), configs, path))
     write_page(path)
-    for line in broken:
+    for line in crashed:
         print(f"crash: {line}", file=sys.stderr)
-    return 1 if broken else 0
-
-
-def status_line(row: str) -> None:
-    """Tell a person who watches which row is being counted."""
-    if sys.stderr.isatty():
-        print(f"\rcounting {row:40}", end="\r", file=sys.stderr, flush=True)
+    return 1 if crashed else 0

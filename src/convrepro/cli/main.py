@@ -1,4 +1,4 @@
-"""The command line. Each group of verbs has a module in `commands`; heavy imports wait until they are needed."""
+"""The command line. Each group of verbs has a module in this package, which imports torch only when it is needed."""
 
 import argparse
 import os
@@ -6,15 +6,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from convrepro.cli import cluster, dashboards, evidence, export, look, timing, training
+from convrepro.cli import cluster, dashboards, evidence, export, look, speed, training
 from convrepro.errors import ConvReproError, Interrupted
 
 DESCRIPTION = "Reproduces the tables of papers on efficient convolutions, on any timm model."
-GROUPS = (look, training, cluster, evidence, dashboards, timing, export)
+GROUPS = (look, training, cluster, evidence, dashboards, speed, export)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The verbs and their options; Hydra overrides (key=value) are positional everywhere."""
+    """The parser with all verbs and their options. Hydra overrides (key=value) are positional arguments."""
     top = argparse.ArgumentParser(prog="convrepro", description=DESCRIPTION)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for group in GROUPS:
@@ -23,14 +23,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of a command; overrides may stand before, between and after options, sbatch's flags behind `--`."""
+    """Parses a command. Overrides may be given before, between and after options, and flags of sbatch after `--`."""
     command = parser()
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
     arguments, rest = command.parse_known_args(words[:end])
     if words[end:]:
         if not hasattr(arguments, "flags"):
-            command.error(f"`convrepro {arguments.verb}` takes nothing behind --")
+            command.error(f"`convrepro {arguments.verb}` takes no arguments after --; only submit and resubmit do")
         arguments.flags = words[end + 1 :]
     if rest and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
         command.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -40,9 +40,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 0, with 1 where a run failed, with 2 and one sentence for bad input.
+    """Executes a command and exits: with 0, with 1 where a run failed, or with 2 and one sentence for bad input.
 
-    An interrupted run exits as the signal would have it: 128 + its number.
+    An interrupted run exits with 128 plus the number of its signal.
     """
     arguments = parse(argv)
     try:

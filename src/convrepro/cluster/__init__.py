@@ -1,1 +1,1 @@
-"""Tables on a SLURM cluster: a frozen manifest, job arrays that survive, and what became of each run."""
+"""Runs of tables on a SLURM cluster: the manifest of a submission, its job arrays, and the state of each run."""

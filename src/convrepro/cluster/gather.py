@@ -1,4 +1,4 @@
-"""The end of a submission: its table with what was found, what is missing and why, and the evidence."""
+"""Gathers the results of a submission: prints its table, names the runs without a result, and collects evidence."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +20,10 @@ EVIDENCE = ("paper", "proxy")
 
 
 def gather(manifest: Path, echo: Callable[[str], None], root: Path = REPRODUCTIONS) -> int:
-    """Print the table with every result of the submission's runs, then each run that has none, with the reason.
+    """Prints the table with the results of the submission's runs, then each run without a result and the reason.
 
-    At the budgets `paper` and `proxy` the results are also collected into the table's evidence; what that refuses, or
-    why it cannot be written, is printed. Returns 0, or 1 where a run has no result.
+    At the budgets `paper` and `proxy`, `gather` also collects the results into the table's evidence, and prints which
+    runs were refused, or why the evidence cannot be written. Returns 1 where a run has no result, else 0.
     """
     submission = Submission(manifest.resolve().parent)
     request = submission.request
@@ -32,15 +32,18 @@ def gather(manifest: Path, echo: Callable[[str], None], root: Path = REPRODUCTIO
     rows, seeds = (list(dict.fromkeys(values)) for values in zip(*request.runs, strict=True))
     planned = plan(table, budget=request.budget, rows=rows, seeds=seeds, extra=request.overrides, runs=runs)
     jobs = [job for job in planned if (job.row.id, job.identity.seed) in request.runs]
-    standings = survey(jobs, submissions(submission.folder.parent), _queue(echo))
+    queue, reason = slurm.try_queue()
+    if reason:
+        echo(reason)
+    states = survey(jobs, submissions(submission.folder.parent), queue)
     results: dict[str, dict[int, dict]] = {}
     for job in jobs:
         if result := state(job.folder).result:
             results.setdefault(job.row.id, {})[job.identity.seed] = result
     statics = count_table(table, lambda row: None)
     echo(render_table(table, statics, results))
-    echo(counts(standings))
-    missing = unfinished(standings)
+    echo(counts(states))
+    missing = unfinished(states)
     for line in missing:
         echo(f"no result: {line}")
     if request.budget in EVIDENCE:
@@ -49,12 +52,3 @@ def gather(manifest: Path, echo: Callable[[str], None], root: Path = REPRODUCTIO
         except (ConvReproError, OSError) as error:
             echo(f"no evidence was written: {error}")
     return 1 if missing else 0
-
-
-def _queue(echo: Callable[[str], None]) -> list[slurm.Queued] | None:
-    """The queue; None, and a word about it, where Slurm does not answer."""
-    try:
-        return slurm.queue() if slurm.available() else None
-    except ConvReproError as error:
-        echo(str(error))
-        return None

@@ -1,7 +1,7 @@
-"""The frozen record of a submission: what was asked for, and one line a run. Data only; nothing in it is executed.
+"""The frozen record of a submission: the request, and a manifest with one line for each run.
 
 A submission is a folder `runs/<paper>/<table>/.slurm/<number>/` with `request.json`, `manifest.jsonl`, the job scripts
-and `logs/`.
+and `logs/`. Request and manifest are data; nothing in them is executed.
 """
 
 import json
@@ -22,10 +22,12 @@ REQUEST = "request.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run: what `convrepro task` executes.
+    """One run, as `convrepro task` executes it.
 
-    `row` names the run folder, so it has the suffix of the overrides that were added for all rows, if any. `source` is
-    the folder of the run whose weights this one starts from. `commit` and `dirty` are of the tree that submitted.
+    Attributes:
+        row: the row as it names the run folder. Where overrides were added for all rows, it has their digest as suffix.
+        source: the folder of the run whose weights this run starts from.
+        commit, dirty: of the source tree that submitted the run.
     """
 
     index: int
@@ -47,9 +49,9 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a `submit` was for, so that `status` and `resubmit` need its words no more.
+    """The arguments of a `submit` command, so that `status` and `resubmit` need not be given them again.
 
-    runs: (row, seed) of all its runs, with those that were finished or queued already.
+    `runs` holds (row, seed) of all selected runs, also of those that were finished or queued already.
     """
 
     table: str
@@ -83,7 +85,7 @@ class Submission:
         return read_manifest(self.manifest)
 
     def log(self, script: str, position: int | str) -> Path:
-        """Where the task at `position` of the array of `script` writes."""
+        """The log file of the task at `position` of the array that `script` submits."""
         return self.folder / "logs" / f"{Path(script).stem}_{position}.log"
 
 
@@ -93,26 +95,27 @@ def home(runs: Path, table: str) -> Path:
 
 
 def submissions(place: Path) -> list[Submission]:
-    """Those in a table's `home`, the oldest first; one that was never completed is left out."""
+    """The submissions in a table's `home`, the oldest first, without those that were never completed."""
     numbered = [p for p in place.glob("*") if p.name.isdigit() and (p / MANIFEST).exists() and (p / REQUEST).exists()]
     return [Submission(p) for p in sorted(numbered, key=lambda p: int(p.name))]
 
 
 def next_number(place: Path) -> int:
-    """A number that no submission in `place` has."""
+    """The number of the next submission in `place`."""
     return 1 + max((int(p.name) for p in place.glob("*") if p.name.isdigit()), default=0)
 
 
 def write(submission: Submission, request: Request, entries: list[Entry]) -> None:
-    """Put both files into the submission's folder, each whole or not at all."""
+    """Writes request and manifest into the submission's folder; an interruption leaves no incomplete file."""
     write_json(submission.folder / REQUEST, asdict(request))
     write_whole(submission.manifest, "".join(json.dumps(asdict(entry)) + "\n" for entry in entries).encode())
 
 
 def read_manifest(path: Path) -> list[Entry]:
-    """The runs of a manifest.
+    """Reads the runs of a manifest.
 
-    Raises ConvReproError naming file and line for what is not JSON, a missing or unknown key, a value of another type.
+    Raises ConvReproError, with file and line, for a line that is not JSON, a missing or unknown key, and a value of
+    another type.
     """
     entries = []
     for number, line in enumerate(_text(path).splitlines()):
@@ -135,15 +138,15 @@ def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ConvReproError(f"{place}: not JSON ({error})") from error
+        raise ConvReproError(f"{place}: this is not JSON ({error})") from error
 
 
 def _strict(kind: type, values: Any, place: str) -> Any:
-    """`values` as the dataclass `kind`: all of its keys, no other, each of its type."""
+    """Returns `values` as the dataclass `kind`; raises ConvReproError unless keys and types are those of its fields."""
     names = [field.name for field in fields(kind)]
     if not isinstance(values, Mapping) or set(values) != set(names):
         odd = set(values) ^ set(names) if isinstance(values, Mapping) else {type(values).__name__}
-        raise ConvReproError(f"{place}: wrong or missing key {sorted(odd)[0]!r}; the keys are {', '.join(names)}")
+        raise ConvReproError(f"{place}: unknown or missing key {sorted(odd)[0]!r}; the keys are {', '.join(names)}")
     types_of = get_type_hints(kind)
     for name, value in values.items():
         if not _fits(value, types_of[name]):

@@ -1,4 +1,4 @@
-"""The job scripts of a submission, as text: readable, frozen, and free of any value of the environment."""
+"""Writes the job scripts of a submission as text. They contain no values of the environment of `submit`."""
 
 import re
 import shlex
@@ -9,13 +9,13 @@ from pathlib import Path
 from convrepro.cluster.manifest import Submission
 from convrepro.cluster.site import GPUS, Site
 
-#: Seconds before the time limit at which a run is asked to save and to be queued again.
+#: The signal that asks a run to save and to be queued again, and how many seconds before the time limit it is sent.
 NOTICE = "SIGUSR1@90"
 
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """The machines of one run: nodes, processes a node, and whether each process has a GPU."""
+    """The machines of one run: nodes, processes per node, and whether each process has a GPU."""
 
     nodes: int
     devices: int
@@ -28,7 +28,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Array:
-    """One job array: `count` runs of the manifest from `first` on. It starts when those of earlier waves have ended."""
+    """One job array: `count` runs of the manifest from index `first` on.
+
+    The array starts when the arrays of earlier waves have ended.
+    """
 
     first: int
     count: int
@@ -41,14 +44,17 @@ class Array:
 
 
 def first_run(script: Path) -> int | None:
-    """The index in the manifest of the first run of an array's script; None for another script."""
+    """The index in the manifest of the first run of an array's script; None for a script that is not an array's."""
     found = re.fullmatch(r"runs-(\d+)\.sh", script.name)
     return int(found[1]) if found else None
 
 
 def array_script(submission: Submission, array: Array, site: Site, table: str, cwd: Path) -> str:
-    """One task a run. srun's step alone hears SIGUSR1, ignored until Python listens; Python decides what a bad end
-    means (`task --ended`)."""
+    """The script of a job array with one task for each run.
+
+    Slurm sends SIGUSR1 only to the step of srun, which ignores the signal until Python handles it. Where the step
+    fails, Python decides what happens to the run (`task --ended`).
+    """
     flags = dict(site.flags)
     throttle = flags.pop("array", None) or ""
     own = {
@@ -81,7 +87,7 @@ def array_script(submission: Submission, array: Array, site: Site, table: str, c
 
 
 def collect_script(submission: Submission, site: Site, table: str, cwd: Path) -> str:
-    """One small job that gathers the results once every array has ended."""
+    """The script of a small job that gathers the results when all arrays have ended."""
     flags = {name: value for name, value in site.flags.items() if name not in {*GPUS, "array", "signal", "exclusive"}}
     own = {
         "job-name": f"{table} collect",
@@ -91,14 +97,13 @@ def collect_script(submission: Submission, site: Site, table: str, cwd: Path) ->
         "open-mode": "append",
         "output": _pattern(submission.folder / "logs" / "collect.log"),
     }
+    title = f"{table}, submission {submission.number}: gathers the results"
     gather = f"exec {site.python} -P -m convrepro.cli gather {_word(submission.manifest)}"
-    return _text(
-        f"{table}, submission {submission.number}: what came of it", {**own, **flags}, [*_start(cwd, site), gather]
-    )
+    return _text(title, {**own, **flags}, [*_start(cwd, site), gather])
 
 
 def _start(cwd: Path, site: Site) -> list[str]:
-    unbuffered = "export PYTHONUNBUFFERED=1  # a log tells what happened, when it happens, and after a kill"
+    unbuffered = "export PYTHONUNBUFFERED=1  # the log is up to date at any time, also when the run is killed"
     return [f"cd {_word(cwd)} || exit", unbuffered, *site.setup]
 
 
@@ -110,12 +115,12 @@ def _text(title: str, flags: Mapping[str, str | None], lines: Iterable[str]) -> 
 
 
 def _pattern(path: Path) -> str:
-    """A path as --output takes it: a percent sign of its own stands twice, that of %a once."""
+    """A path for sbatch's --output, which expands %a in the file name; percent signs of the folder are doubled."""
     return str(path.parent).replace("%", "%%") + "/" + path.name
 
 
 def _quoted(value: str) -> str:
-    """A value as sbatch reads it in a script."""
+    """Quotes a value as sbatch reads it in a script."""
     if re.fullmatch(r"[\w./:=,@%+-]*", value):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,7 +1,7 @@
-"""What one cluster needs that the repository does not know: sbatch flags, lines before Python, which Python.
+"""The settings of one cluster: flags of sbatch, shell lines that precede Python, and the Python to start.
 
-From `slurm/site.yaml` (not tracked), then CONVREPRO_SLURM_* variables, then the flags of the command line: of a flag
-that is given more than once, the last counts.
+They are read from `slurm/site.yaml` (which git ignores), then from CONVREPRO_SLURM_* variables, then from the flags of
+the command line. Where a flag is given more than once, the last one applies.
 """
 
 import os
@@ -22,7 +22,7 @@ FILE = ROOT / "slurm" / "site.yaml"
 PREFIX = "CONVREPRO_SLURM_"
 KEYS = ("sbatch", "setup", "python")
 
-#: Flags that `submit` sets itself, and what to say instead.
+#: Flags that `submit` sets itself, with the reason or what to use instead.
 OWN = {
     "nodes": "it is the rows' trainer.num_nodes",
     "ntasks": "it is the rows' trainer.num_nodes x trainer.devices",
@@ -38,7 +38,7 @@ OWN = {
     "parsable": "`submit` reads what sbatch prints",
     "wait": "`submit` returns at once; `status` watches",
     "test-only": "use --dry-run",
-    "clusters": "one cluster's queue is looked at",
+    "clusters": "`status` reads the queue of one cluster only",
 }
 SHORT = {
     "A": "account", "a": "array", "b": "begin", "C": "constraint", "c": "cpus-per-task", "D": "chdir",
@@ -48,7 +48,7 @@ SHORT = {
 }  # fmt: skip
 GPUS = frozenset({"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task"})
 
-#: Keys by their own look: W&B, Hugging Face, GitHub, AWS, OpenAI, and the header of a private key.
+#: Texts that look like keys: of W&B, Hugging Face, GitHub, AWS, OpenAI, and the header of a private key.
 KEY = re.compile(
     r"(?<!\w)(?:[0-9a-f]{40}|wandb_v1_\w+|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w+|AKIA[0-9A-Z]{16}|sk-[\w-]{20,})"
     r"(?!\w)|-----BEGIN [A-Z ]*PRIVATE KEY"
@@ -60,8 +60,13 @@ ASSIGNED = re.compile(r"([\w-]+)\s*[=:]\s*(?=[\"']?([^\s\"',]))")
 
 @dataclass(frozen=True)
 class Site:
-    """sbatch flags by long name (None: without a value), lines of shell before Python starts, and the words of shell
-    that start Python."""
+    """The settings of a cluster.
+
+    Attributes:
+        flags: flags of sbatch by their long name; the value of a flag without one is None.
+        setup: shell lines that run before Python starts.
+        python: the shell command that starts Python.
+    """
 
     flags: Mapping[str, str | None]
     setup: tuple[str, ...] = ()
@@ -69,10 +74,11 @@ class Site:
 
 
 def load_site(flags: Sequence[str], environment: Mapping[str, str] = os.environ) -> Site:
-    """The site of this machine with `flags`, as typed behind `--`.
+    """Loads the settings of this machine's cluster, with `flags` as given after `--`.
 
-    The file is CONVREPRO_SLURM_SITE where set (empty: none), else `slurm/site.yaml` where it exists. Raises
-    ConvReproError for an unknown key, a flag that `submit` sets itself, and for what looks like a secret.
+    The file is the one that CONVREPRO_SLURM_SITE names (no file where that is empty), else `slurm/site.yaml` where it
+    exists. Raises ConvReproError for an unknown key, a flag that `submit` sets itself, and a value that looks like a
+    secret.
     """
     named = environment.get(f"{PREFIX}SITE")
     path = FILE if named is None else Path(named)
@@ -94,9 +100,9 @@ def load_site(flags: Sequence[str], environment: Mapping[str, str] = os.environ)
 
 
 def parse_flags(words: Sequence[str]) -> dict[str, str | None]:
-    """`-p gpu --mem=8G --exclusive` as {"partition": "gpu", "mem": "8G", "exclusive": None}.
+    """Parses `-p gpu --mem=8G --exclusive` as {"partition": "gpu", "mem": "8G", "exclusive": None}.
 
-    Raises ConvReproError for a word that is no flag.
+    Raises ConvReproError for a word that is not a flag.
     """
     flags: dict[str, str | None] = {}
     rest = list(words)
@@ -109,7 +115,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, str | None]:
         elif short and short[1] in SHORT:
             name, value = SHORT[short[1]], short[2] or None
         else:
-            raise ConvReproError(f"{word!r} is no flag of sbatch; write --name=value, for example --partition=NAME")
+            raise ConvReproError(f"{word!r} is not a flag of sbatch; write --name=value, such as --partition=NAME")
         if value is None and rest and not rest[0].startswith("-"):
             value = rest.pop(0)
         flags[name] = value
@@ -117,7 +123,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, str | None]:
 
 
 def _read(path: Path) -> dict:
-    """The site file, every scalar as the text that it is: 24:00:00 is no number."""
+    """Reads the site file, with every scalar as text, so that YAML does not read 24:00:00 as a number."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -128,12 +134,12 @@ def _read(path: Path) -> dict:
         if key not in KEYS:
             raise ConvReproError(f"{path}: unknown key {key!r}; valid: {', '.join(KEYS)}")
     content = {key: value for key, value in content.items() if value}
-    for key, kind in zip(KEYS, (dict, list, str), strict=True):
+    wanted = ((dict, "a mapping of flags to values"), (list, "a list of lines"), (str, "a text"))
+    for key, (kind, described) in zip(KEYS, wanted, strict=True):
         value = content.get(key, kind())
         items = value.values() if isinstance(value, dict) else value
         if not isinstance(value, kind) or not all(isinstance(item, str) for item in items):
-            told = {dict: "a mapping of flags to values", list: "a list of lines", str: "a text"}[kind]
-            raise ConvReproError(f"{path}: {key} must be {told}")
+            raise ConvReproError(f"{path}: {key} must be {described}")
     return content
 
 
@@ -144,7 +150,9 @@ def _value(text: str) -> str | None:
 def _check(site: Site) -> None:
     for name, value in site.flags.items():
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            raise ConvReproError(f"{name!r} is no flag of sbatch; give its long name without dashes, such as partition")
+            raise ConvReproError(
+                f"{name!r} is not a flag of sbatch; give its long name without dashes, such as partition"
+            )
         if name in OWN:
             raise ConvReproError(f"--{name} cannot be given: {OWN[name]}")
         if name == "array" and not re.fullmatch(r"%[1-9]\d*", value or ""):
@@ -152,15 +160,18 @@ def _check(site: Site) -> None:
         if name == "signal" and not re.fullmatch(r"(SIGUSR1|USR1|10)@[1-9]\d*", value or ""):
             raise ConvReproError(f"--signal={value}: runs save on SIGUSR1; write --signal=SIGUSR1@SECONDS")
         if value is not None and CONTROL.search(value):
-            raise ConvReproError(f"--{name}: its value has a line break or control character")
+            raise ConvReproError(f"--{name}: the value must not have a line break or a control character")
     if CONTROL.search(site.python):
-        raise ConvReproError("python: it has a line break or control character")
+        raise ConvReproError("python: the value must not have a line break or a control character")
     for text in (*(f"--{k}={v}" for k, v in site.flags.items()), *site.setup, site.python):
         _refuse_secret(text)
 
 
 def _refuse_secret(text: str) -> None:
-    """Scripts and records stay on a shared disk. What is read where the job runs (`$(cat FILE)`) is no secret."""
+    """Raises ConvReproError where `text` contains a secret, because job scripts and records stay on a shared disk.
+
+    A value that the shell reads where the job runs, such as `$(cat FILE)`, is accepted.
+    """
     refuse_secrets([text])
     named = [name for name, first in ASSIGNED.findall(text) if is_secret(name) and first not in "$`"]
     if named or KEY.search(text):

@@ -1,4 +1,4 @@
-"""The few Slurm commands that submissions need, as functions; what they complain about becomes one sentence."""
+"""The Slurm commands that submissions need, as functions. An error of a command is raised as one sentence."""
 
 import os
 import re
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from convrepro.errors import ConvReproError
 
-#: Seconds to wait before asking again a controller that does not answer: a restart takes it some seconds.
+#: Seconds to wait before each further attempt where the controller does not answer; its restart takes some seconds.
 PATIENCE = (1, 2, 4, 8, 15)
-#: What the commands print where the controller did not answer, and a later attempt may succeed.
+#: Messages of the commands where the controller did not answer and a later attempt may succeed.
 SILENCE = re.compile(
     r"unable to contact slurm controller|connect failure|connection refused|timed out|zero bytes|transport endpoint|"
     r"temporarily|in standby mode|unexpected message received|try again",
     re.IGNORECASE,
 )
-#: Variables by which the shell, perhaps of a job, would change what scripts ask for or what squeue lists.
+#: Variables of the shell, which may be that of a job, that would change what scripts request or what squeue lists.
 FOREIGN = re.compile(r"SLURM_(?!CONF$|JWT$)|SRUN_|SQUEUE_|SBATCH_(ARRAY_INX|NO_REQUEUE|OPEN_MODE|SIGNAL|WAIT)$")
-#: What follows `|` may hold any character, so the command is last.
+#: squeue's columns. The command is the last one because it may contain any character, `|` too.
 QUEUE = "%F|%K|%T|%r|%o"
 RESTARTS = "ArrayJobID:.20,ArrayTaskID:.20,RestartCnt:.20"
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A job or one task of an array that Slurm has not finished: `job` is how Slurm names it (12 or 12_3)."""
+    """A job, or one task of an array, that is in Slurm's queue. `job` is Slurm's name for it, such as 12 or 12_3."""
 
     job: str
     array: str
@@ -40,11 +40,11 @@ class Queued:
 
 
 class NoSlurm(ConvReproError):
-    """Slurm's commands are not on this machine."""
+    """Raised where this machine does not have Slurm's commands."""
 
 
 class Silent(ConvReproError):
-    """The controller did not answer, although it was asked several times."""
+    """Raised where the controller did not answer in several attempts."""
 
 
 def available() -> bool:
@@ -53,13 +53,23 @@ def available() -> bool:
 
 
 def queue(patience: Sequence[float] = PATIENCE) -> list[Queued]:
-    """This user's jobs that wait, run or are ending; an array's tasks one by one."""
+    """This user's jobs that are pending, running or ending, with the tasks of an array one by one."""
     mine = ["--noheader", "--array", f"--user={os.getuid()}"]
-    counted = _ask(["squeue", *mine, f"--Format={RESTARTS}"], patience)
+    counted = _call(["squeue", *mine, f"--Format={RESTARTS}"], patience)
     triples = [line.split() for line in counted.splitlines()]
     requeued = {(t[0], t[1]): int(t[2]) for t in triples if len(t) == 3 and t[2].isdigit()}
-    lines = _ask(["squeue", *mine, f"--format={QUEUE}"], patience).splitlines()
+    lines = _call(["squeue", *mine, f"--format={QUEUE}"], patience).splitlines()
     return [queued for line in lines if (queued := _queued(line, requeued))]
+
+
+def try_queue(patience: Sequence[float] = PATIENCE) -> tuple[list[Queued] | None, str]:
+    """Returns the queue and ""; where it cannot be read, returns None and the reason."""
+    if not available():
+        return None, "Slurm is not on this machine"
+    try:
+        return queue(patience), ""
+    except ConvReproError as error:
+        return None, str(error)
 
 
 def _queued(line: str, requeued: dict[tuple[str, str], int]) -> Queued | None:
@@ -73,16 +83,17 @@ def _queued(line: str, requeued: dict[tuple[str, str], int]) -> Queued | None:
 
 
 def submit(script: Path, after: Sequence[str] = ()) -> str:
-    """Queue a script, to start when the jobs `after` have ended in any way; returns the job's id.
+    """Queues a script to start when the jobs `after` have ended, in success or failure; returns the job's id.
 
-    An answer that got lost is looked for in the queue, so that a script is never queued twice.
+    Where the answer of sbatch is lost, `submit` looks for the script in the queue before it tries again, so that a
+    script is never queued twice.
     """
     command = ["sbatch", "--parsable"]
     if after:
         command.append(f"--dependency=afterany:{':'.join(after)}")
     for pause in (*PATIENCE, None):
         try:
-            return _ask([*command, str(script)], ()).strip().split(";")[0]
+            return _call([*command, str(script)], ()).strip().split(";")[0]
         except Silent:
             if pause is None:
                 raise
@@ -93,34 +104,35 @@ def submit(script: Path, after: Sequence[str] = ()) -> str:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """End jobs, or the arrays' tasks, whatever their state; what has ended by itself is no error."""
+    """Cancels jobs or tasks of arrays in any state; those that have ended already are ignored."""
     for start in range(0, len(jobs), 200):
-        _ask(["scancel", *jobs[start : start + 200]], PATIENCE, expected="Invalid job id|already completing")
+        _call(["scancel", *jobs[start : start + 200]], PATIENCE, expected="Invalid job id|already completing")
 
 
 def requeue(job: str) -> None:
-    """Put a running job back into the queue; Slurm ends what is left of it."""
-    _ask(["scontrol", "requeue", job], PATIENCE)
+    """Puts a running job back into the queue; Slurm ends its remaining processes."""
+    _call(["scontrol", "requeue", job], PATIENCE)
 
 
 def state(job: str) -> str:
-    """A job's state as Slurm words it, such as RUNNING; "" for one that is not in the queue."""
+    """Slurm's state of a job, such as RUNNING; "" for a job that is not in the queue."""
     command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-    return _ask(command, PATIENCE, expected="Invalid job id").strip()
+    return _call(command, PATIENCE, expected="Invalid job id").strip()
 
 
 def max_array_size() -> int:
-    """One more than the highest index that an array of this cluster may have."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"], PATIENCE), re.MULTILINE)
+    """The cluster's limit on job arrays: the highest index that an array may have, plus one."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call(["scontrol", "show", "config"], PATIENCE), re.MULTILINE)
     if not found:
-        raise ConvReproError("scontrol show config tells no MaxArraySize")
+        raise ConvReproError("`scontrol show config` prints no MaxArraySize, so that the size of arrays is unknown")
     return int(found[1])
 
 
-def _ask(command: Sequence[str], patience: Sequence[float], expected: str = "") -> str:
-    """What a command prints. Asks again where the controller is silent; an error that is `expected` counts as success.
+def _call(command: Sequence[str], patience: Sequence[float], expected: str = "") -> str:
+    """Runs a command and returns its output; runs it again where the controller does not answer.
 
-    Raises NoSlurm, Silent, or ConvReproError with the command's own words.
+    An error message that matches the pattern `expected` counts as success. Raises NoSlurm, Silent, or ConvReproError
+    with the command's own message.
     """
     environment = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     for pause in (*patience, None):
@@ -134,7 +146,7 @@ def _ask(command: Sequence[str], patience: Sequence[float], expected: str = "") 
         if not done.returncode or (expected and re.search(expected, said)):
             return done.stdout
         if not SILENCE.search(said):
-            raise ConvReproError(f"{command[0]} refused: {said or f'exit code {done.returncode}'}")
+            raise ConvReproError(f"{command[0]} failed: {said or f'exit code {done.returncode}'}")
         if pause is not None:
             time.sleep(pause)
     raise Silent(f"{command[0]} got no answer from the cluster's controller: {said}")

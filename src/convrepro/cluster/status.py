@@ -1,4 +1,4 @@
-"""Where each run of a table stands, from the run folders, the submissions and Slurm's queue; without Slurm too."""
+"""The state of each run of a table, from the run folders, the submissions and, where there is one, Slurm's queue."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from convrepro.runs.plan import Job
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-#: What a cell may begin with, and its colour.
+#: The kinds of state, each with its colour.
 KINDS = {
     "done": "green",
     "running": "cyan",
@@ -31,18 +31,21 @@ KINDS = {
     "failed": "red",
     "lost": "red",
 }
-#: Those that will change without anybody's doing.
+#: The kinds that change by themselves.
 ACTIVE = ("running", "starting", "ending", "pending")
-#: Minutes without a word after which a running task is said to be silent.
+#: Minutes without an update of `progress.json` after which a running task is reported as silent.
 SILENT = 10
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where one run stands.
+class JobState:
+    """The state of one run, from its folder and the queue.
 
-    kind: of `KINDS`; a run is `lost` where it was queued, is no longer, and left neither a result nor an error.
-    detail: top-1, progress, or what it waits for; reason: why there is no result, where it ended without one.
+    Attributes:
+        kind: one of `KINDS`. A run is "lost" where it has left the queue without a result or an error.
+        detail: top-1 accuracy, progress, or what the run waits for.
+        reason: why the run ended without a result.
+        requeued: how often the run was queued again.
     """
 
     kind: str
@@ -56,19 +59,19 @@ class Standing:
 
     @property
     def why(self) -> str:
-        """The reason why there is no result yet."""
+        """Kind and reason of a run that has no result yet."""
         return f"{self.kind}: {self.reason or self.detail or 'no result'}"
 
 
 def survey(
     jobs: Sequence[Job], submitted: Sequence[Submission], queue: Sequence[Queued] | None
-) -> dict[tuple[str, int], Standing]:
-    """The standing of each job by row and seed; `queue` is None where Slurm could not be asked."""
+) -> dict[tuple[str, int], JobState]:
+    """The state of each job by row and seed; `queue` is None where Slurm's queue cannot be read."""
     live = live_runs(submitted, queue or ())
     logs = {Path(e.folder): log for s in submitted for e, log in zip(s.entries, logs_of(s), strict=True)}
     return {
-        (job.row.id, job.identity.seed): _standing(
-            state(job.folder), live.get(job.folder), logs.get(job.folder), asked=queue is not None
+        (job.row.id, job.identity.seed): _state_of(
+            state(job.folder), live.get(job.folder), logs.get(job.folder), has_queue=queue is not None
         )
         for job in jobs
     }
@@ -84,40 +87,40 @@ def logs_of(submission: Submission) -> list[Path]:
     ]
 
 
-def _standing(run: RunState, queued: Queued | None, log: Path | None, *, asked: bool) -> Standing:
+def _state_of(run: RunState, queued: Queued | None, log: Path | None, *, has_queue: bool) -> JobState:
     if run.result is not None:
-        return Standing("done", f"{run.result['metrics']['last']['top1']:.2f}")
+        return JobState("done", f"{run.result['metrics']['last']['top1']:.2f}")
     progress = run.progress or {}
     if queued:
         return _queued(queued, progress)
     again = progress.get("restarts", 0)
     if run.kind == "failed":
-        return Standing("failed", "", f"{run.error}{_see(log)}", again)
+        return JobState("failed", "", f"{run.error}{_see(log)}", again)
     outside = log is None or (progress and not progress.get("job"))
-    if run.kind == "started" and (outside or not asked):
-        place = f"pid {progress.get('pid')} on {progress.get('host')}, last word {progress.get('updated')}"
-        return Standing("started", _pace(progress), place if progress else "by somebody", again)
-    if asked and log is not None:
-        return Standing("lost", "", f"no longer queued, no result; {_last_line(log)}{_see(log)}", again)
-    return Standing("missing", "", "not started" if log else "never submitted")
+    if run.kind == "started" and (outside or not has_queue):
+        place = f"pid {progress.get('pid')} on {progress.get('host')}, last update {progress.get('updated')}"
+        return JobState("started", _pace(progress), place if progress else "by an unknown process", again)
+    if has_queue and log is not None:
+        return JobState("lost", "", f"no longer queued, no result; {_last_line(log)}{_see(log)}", again)
+    return JobState("missing", "", "not started" if log else "never submitted")
 
 
-def _queued(queued: Queued, progress: Mapping[str, Any]) -> Standing:
+def _queued(queued: Queued, progress: Mapping[str, Any]) -> JobState:
     if "held" in queued.reason.lower():
-        return Standing("held", "", f"{queued.reason}; `scontrol release {queued.job}` lets it go on", queued.requeued)
+        return JobState("held", "", f"{queued.reason}; `scontrol release {queued.job}` frees it", queued.requeued)
     if queued.state == "PENDING":
-        return Standing("pending", queued.reason, requeued=queued.requeued)
+        return JobState("pending", queued.reason, requeued=queued.requeued)
     if queued.state == "RUNNING":
         if (progress.get("job"), progress.get("restarts")) == (queued.job, queued.requeued):
-            return Standing("running", _pace(progress), requeued=queued.requeued)
-        return Standing("starting", requeued=queued.requeued)
+            return JobState("running", _pace(progress), requeued=queued.requeued)
+        return JobState("starting", requeued=queued.requeued)
     if queued.state == "COMPLETING":
-        return Standing("ending", requeued=queued.requeued)
-    return Standing("pending", queued.state.lower(), requeued=queued.requeued)
+        return JobState("ending", requeued=queued.requeued)
+    return JobState("pending", queued.state.lower(), requeued=queued.requeued)
 
 
 def _pace(progress: Mapping[str, Any]) -> str:
-    """`12/160, 2.1k/s, 1:20:05 left` of a `progress.json`, as much of it as there is."""
+    """The values of a `progress.json` in short form, such as `12/160, 2.1k/s, 1:20:05 left`, without missing ones."""
     parts = []
     if progress.get("epochs"):
         parts.append(f"{min(progress['epoch'] + 1, progress['epochs'])}/{progress['epochs']}")
@@ -152,7 +155,7 @@ def _see(log: Path | None) -> str:
 
 
 def heading(table: str, budget: str, submitted: Sequence[Submission]) -> list[str]:
-    """What stands above the table: the newest submission, and whether the source tree has moved since."""
+    """The lines above the table: the newest submission, and whether the source tree is at another commit now."""
     if not submitted or not submitted[-1].entries:
         return [f"{table}, budget {budget}: no submission"]
     entry = submitted[-1].entries[0]
@@ -160,34 +163,34 @@ def heading(table: str, budget: str, submitted: Sequence[Submission]) -> list[st
     revision, _ = commit()
     if revision != entry.commit:
         lines.append(
-            f"the tree is at {(revision or 'unknown')[:7]} now: runs that start from here on are of that commit"
+            f"the source tree is at commit {(revision or 'unknown')[:7]} now; runs that start from now on use that one"
         )
     return lines
 
 
-def counts(standings: Mapping[tuple[str, int], Standing]) -> str:
-    """`36 runs: 20 done, 3 running, 13 pending`."""
-    kinds = Counter(standing.kind for standing in standings.values())
-    return f"{len(standings)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
+def counts(states: Mapping[tuple[str, int], JobState]) -> str:
+    """How many runs are in each kind of state, such as `36 runs: 20 done, 3 running, 13 pending`."""
+    kinds = Counter(run.kind for run in states.values())
+    return f"{len(states)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
 
 
-def unfinished(standings: Mapping[tuple[str, int], Standing], kinds: Sequence[str] = tuple(KINDS)) -> list[str]:
-    """A line for each run of these kinds that has no result: row, seed, reason."""
-    wanted = [(key, s) for key, s in standings.items() if s.kind in kinds and s.kind != "done"]
-    return [f"{row}, seed {seed}: {standing.why}" for (row, seed), standing in wanted]
+def unfinished(states: Mapping[tuple[str, int], JobState], kinds: Sequence[str] = tuple(KINDS)) -> list[str]:
+    """A line for each run of these kinds that has no result: row, seed and reason."""
+    wanted = [(key, run) for key, run in states.items() if run.kind in kinds and run.kind != "done"]
+    return [f"{row}, seed {seed}: {run.why}" for (row, seed), run in wanted]
 
 
-def render(title: Sequence[str], standings: Mapping[tuple[str, int], Standing]) -> "RenderableType":
-    """Rows by seeds; below, how many of each kind, and why some will not go on by themselves."""
+def render(title: Sequence[str], states: Mapping[tuple[str, int], JobState]) -> "RenderableType":
+    """The states as a table of rows and seeds; below it, the number of runs by kind, and why some are stuck."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    seeds = sorted({seed for _, seed in standings})
+    seeds = sorted({seed for _, seed in states})
     grid = Table("row", *(f"seed {seed}" for seed in seeds), box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in dict.fromkeys(row for row, _ in standings):
-        cells = [standings.get((row, seed)) for seed in seeds]
+    for row in dict.fromkeys(row for row, _ in states):
+        cells = [states.get((row, seed)) for seed in seeds]
         grid.add_row(row, *(Text(str(cell), KINDS[cell.kind]) if cell else "" for cell in cells))
-    bad = unfinished(standings, ("failed", "lost", "held"))
-    return Group(*map(Text, title), grid, Text(counts(standings)), *(Text(line, "red") for line in bad))
+    bad = unfinished(states, ("failed", "lost", "held"))
+    return Group(*map(Text, title), grid, Text(counts(states)), *(Text(line, "red") for line in bad))

@@ -1,4 +1,4 @@
-"""From a table's jobs to job arrays in the queue: what is left to do, in which order, on which machines."""
+"""Submits the jobs of a table as job arrays: finds out what is left to do, orders it, and queues it."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ from convrepro.runs.identity import scientific
 from convrepro.runs.plan import Job
 from convrepro.runs.storage import exclusive
 
-#: MaxArraySize where a dry run has no Slurm to ask; it is Slurm's default.
+#: The limit on job arrays in a dry run without Slurm: Slurm's default for MaxArraySize.
 DEFAULT_ARRAY_SIZE = 1001
 COLLECT = "collect.sh"
 
 
 @dataclass(frozen=True)
 class Left:
-    """What a submission has to do: the jobs to queue, how many are finished, and which are in the queue by folder."""
+    """What is left for a submission: the jobs to queue, the number of finished ones, and the queued ones by folder."""
 
     jobs: list[Job]
     finished: int
@@ -46,10 +46,10 @@ def live_runs(submitted: Sequence[Submission], queue: Sequence[slurm.Queued]) ->
 def submit(
     jobs: Sequence[Job], request: Request, site: Site, runs: Path, echo: Callable[[str], None], *, dry_run: bool
 ) -> None:
-    """Queue what of `jobs` is neither finished nor queued: arrays of them, and a job that collects.
+    """Queues those of `jobs` that are neither finished nor queued, as job arrays, and a job that gathers the results.
 
-    Every row is validated first. Raises ConvReproError where one would fail, or where Slurm refuses; then nothing of
-    this submission is queued. A dry run prints the scripts and writes nothing, with or without Slurm.
+    Every row is validated first. Raises ConvReproError where a row would fail or Slurm rejects a script; then nothing
+    of this submission remains in the queue. A dry run prints the scripts and writes nothing; it does not need Slurm.
     """
     from convrepro.training.runner import validate
 
@@ -72,7 +72,7 @@ def submit(
     with exclusive(place / ".lock"):
         left = remaining(left.jobs, place, slurm.queue())
         if not left.jobs:
-            raise ConvReproError(f"another submission of {request.table} queued the same runs meanwhile")
+            raise ConvReproError(f"another submission of {request.table} has queued the same runs in the meantime")
         entries, arrays = arrange(left, size)
         submission = Submission(place / str(next_number(place)))
         (submission.folder / "logs").mkdir(parents=True)
@@ -80,25 +80,25 @@ def submit(
             (submission.folder / name).write_text(text, encoding="utf-8")
         write(submission, request, entries)
         echo(f"manifest {submission.manifest}")
-        _tell_commit(entries[0], echo)
+        echo(_commit_line(entries[0]))
         _queue(submission, arrays, left, echo)
 
 
 def _cluster(echo: Callable[[str], None], *, dry_run: bool) -> tuple[list[slurm.Queued], int]:
-    """The queue, and how many tasks an array may have; a dry run does without either."""
+    """The queue, and the limit on job arrays. A dry run without Slurm assumes an empty queue and the usual limit."""
     try:
         return slurm.queue(), slurm.max_array_size()
     except ConvReproError as error:
         if not dry_run:
             raise
-        echo(f"{error}; as if nothing were queued, and with arrays of at most {DEFAULT_ARRAY_SIZE}")
+        echo(f"{error}; this dry run assumes an empty queue, and arrays of at most {DEFAULT_ARRAY_SIZE} tasks")
         return [], DEFAULT_ARRAY_SIZE
 
 
 def remaining(jobs: Sequence[Job], place: Path, queue: Sequence[slurm.Queued]) -> Left:
-    """What of `jobs` a new submission has to do, beside the earlier ones in `place`.
+    """What is left of `jobs` for a new submission beside the earlier ones in `place`.
 
-    Raises ConvReproError where the result of a run is of other overrides than the job's.
+    Raises ConvReproError where a run has a result of other overrides than the job's.
     """
     live = live_runs(submissions(place), queue)
     finished = {job.folder for job in jobs if _finished(job)}
@@ -106,15 +106,15 @@ def remaining(jobs: Sequence[Job], place: Path, queue: Sequence[slurm.Queued]) -
 
 
 def _finished(job: Job) -> bool:
-    """Whether the run has a result; raises ConvReproError where that is of other overrides."""
+    """Whether the run has a result; raises ConvReproError where the result is of other overrides."""
     result = state(job.folder).result
     if result is None:
         return False
     wanted = [o for o in scientific(job.overrides) if not o.startswith("weights=") or "://" in o]
     if sorted(result["overrides"]) != sorted(wanted):
         raise ConvReproError(
-            f"{job.folder} holds a finished run of other overrides ({' '.join(result['overrides'])} instead of "
-            f"{' '.join(wanted)}); move it away or choose another runs="
+            f"{job.folder} contains a finished run of other overrides ({' '.join(result['overrides'])} instead of "
+            f"{' '.join(wanted)}); move it away, or choose another folder with runs=FOLDER"
         )
     return True
 
@@ -128,12 +128,16 @@ def _headline(request: Request, jobs: Sequence[Job], left: Left) -> str:
 
 
 def arrange(left: Left, size: int) -> tuple[list[Entry], list[Array]]:
-    """The manifest's lines in the order of the arrays: by wave, by shape, at most `size` in one."""
+    """Arranges the jobs into arrays by wave and shape, with at most `size` jobs in each.
+
+    Returns the lines of the manifest in the order of the arrays, and the arrays.
+    """
     revision, dirty = commit()
     waves = _waves(left)
-    shapes = {job.row.id: None for job in left.jobs}
+    shapes: dict[str, Shape] = {}
     for job in left.jobs:
-        shapes[job.row.id] = shapes[job.row.id] or shape_of(job)
+        if job.row.id not in shapes:
+            shapes[job.row.id] = shape_of(job)
 
     def kind(job: Job) -> tuple[int, Shape]:
         return waves[job.folder], shapes[job.row.id]
@@ -150,11 +154,11 @@ def arrange(left: Left, size: int) -> tuple[list[Entry], list[Array]]:
 
 
 def _waves(left: Left) -> dict[Path, int]:
-    """How many arrays a run has to wait for, one after the other, until the weights that it starts from are there."""
+    """The wave of each run by folder: how many arrays run one after the other before its starting weights are there."""
     jobs = {job.folder: job for job in left.jobs}
 
     def wave(folder: Path | None) -> int:
-        """0 for a run that starts at once, -1 for one that is not of this submission and not queued."""
+        """Returns 0 for a run that can start at once, and -1 for a run that is neither in `jobs` nor in the queue."""
         if folder in jobs:
             return 1 + wave(jobs[folder].source)
         return 0 if folder in left.live else -1
@@ -163,12 +167,12 @@ def _waves(left: Left) -> dict[Path, int]:
 
 
 def shape_of(job: Job) -> Shape:
-    """The machines that the row's `trainer` asks for; raises ConvReproError where it leaves their number open."""
+    """The machines that the row's `trainer` requests; raises ConvReproError unless `trainer.devices` is a number."""
     trainer = compose_config([o for o in job.overrides if not o.startswith("weights=")]).trainer
     if not isinstance(trainer.devices, int) or trainer.devices < 1:
         raise ConvReproError(
-            f"{job.identity.table}, row {job.row.id}: trainer.devices={trainer.devices} must be a number, for Slurm to "
-            "reserve as many"
+            f"{job.identity.table}, row {job.row.id}: trainer.devices={trainer.devices} must be a number, which Slurm "
+            "reserves"
         )
     return Shape(trainer.num_nodes, trainer.devices, trainer.accelerator in ("gpu", "cuda"))
 
@@ -196,13 +200,13 @@ def _scripts(submission: Submission, arrays: Sequence[Array], site: Site, table:
     return {**scripts, COLLECT: collect_script(submission, site, table, cwd)}
 
 
-def _tell_commit(entry: Entry, echo: Callable[[str], None]) -> None:
-    revision = entry.commit[:7] if entry.commit else "none known"
-    echo(f"commit {revision}" + (", with uncommitted changes: `collect` refuses such runs" if entry.dirty else ""))
+def _commit_line(entry: Entry) -> str:
+    revision = entry.commit[:7] if entry.commit else "unknown"
+    return f"commit {revision}" + (", with uncommitted changes: `collect` refuses such runs" if entry.dirty else "")
 
 
 def _queue(submission: Submission, arrays: Sequence[Array], left: Left, echo: Callable[[str], None]) -> None:
-    """Submit the arrays and the collecting job; all or none."""
+    """Submits the arrays and the job that gathers; where one of them fails, cancels the others."""
     queued: dict[Array, str] = {}
     try:
         for array in arrays:
@@ -215,16 +219,16 @@ def _queue(submission: Submission, arrays: Sequence[Array], left: Left, echo: Ca
         collect = slurm.submit(submission.folder / COLLECT, list(queued.values()))
     except BaseException:
         if queued:
-            echo(f"cancels {', '.join(queued.values())} again")
+            echo(f"cancelling {', '.join(queued.values())} again")
             slurm.cancel(list(queued.values()))
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
     log = submission.folder / "logs" / "collect.log"
-    echo(f"queued {collect}: gathers the results when all have ended; what it has to say will be in {log}")
+    echo(f"queued {collect}: gathers the results when all runs have ended; its output will be in {log}")
 
 
 def _sources(submission: Submission, array: Array, left: Left) -> list[str]:
-    """The jobs of earlier submissions that train the weights that runs of `array` start from."""
+    """The jobs of earlier submissions that train the starting weights of runs in `array`."""
     entries = submission.entries[array.first : array.first + array.count]
     waited = {left.live[Path(e.source)].job for e in entries if e.source and Path(e.source) in left.live}
     return sorted(waited)

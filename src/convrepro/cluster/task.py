@@ -1,8 +1,8 @@
-"""One task of a job array: one run of a manifest, and what to do when it ends otherwise than well.
+"""One task of a job array: executes one run of a manifest, and decides whether a run that failed is queued again.
 
-A task that is asked to save (SIGUSR1: preemption, time limit) puts itself back into the queue. So does one that ends
-without giving a reason while Slurm takes it for running: by SIGKILL, by SIGTERM to it alone, or because it could not be
-started. Neither goes on for ever where the run gets no farther.
+A task that receives SIGUSR1, before a preemption or the time limit, saves and puts itself back into the queue. So does
+a task that ends without a reason while Slurm still lists it as running: by SIGKILL, by a SIGTERM to this task alone, or
+because it could not be started. A run that makes no progress in several attempts is not queued again.
 """
 
 import json
@@ -20,21 +20,21 @@ from convrepro.errors import Busy, ConvReproError, Interrupted
 from convrepro.runs.environment import commit
 from convrepro.runs.folder import ERROR, rank, record_error, state
 
-#: Ends in a row without a step more, after which a run has failed: those without a reason, and those asked for.
-UNTOLD, ASKED = 3, 10
+#: Attempts in a row without progress after which a run has failed: where they ended without a reason, and by SIGUSR1.
+UNEXPLAINED, REQUESTED = 3, 10
 STOPPED = 128 + signal.SIGTERM
 
 
 def pick(manifest: Path, index: int) -> Entry:
-    """One line of a manifest; raises ConvReproError where it has no such line."""
+    """Returns one run of a manifest; raises ConvReproError for an index that the manifest does not have."""
     entries = read_manifest(manifest)
     if not 0 <= index < len(entries):
-        raise ConvReproError(f"{manifest} has no run {index}; it has {len(entries)}, from 0")
+        raise ConvReproError(f"{manifest} has no run {index}; its {len(entries)} runs are numbered from 0")
     return entries[index]
 
 
 def execute(manifest: Path, index: int) -> int:
-    """Train the run, or continue it; returns the exit code: 0, 1 for an error, 2 for bad input, 143 when stopped."""
+    """Trains or resumes the run; returns the exit code: 0, 1 for an error, 2 for bad input, 143 when stopped."""
     entry = pick(manifest, index)
     folder = Path(entry.folder)
     if rank() == 0:
@@ -69,21 +69,21 @@ def _train(entry: Entry) -> None:
 
     folder = identity_of(cfg, entry.overrides).folder(Path(cfg.runs))
     if folder != Path(entry.folder):
-        raise ConvReproError(f"the manifest's overrides are those of {folder}, not of {entry.folder}")
+        raise ConvReproError(f"the overrides in the manifest are those of {folder}, not of {entry.folder}")
     revision, _ = commit()
     if revision != entry.commit and rank() == 0:
-        print(f"the tree is at {revision} by now; it was at {entry.commit} when this was submitted")
+        print(f"the source tree is at commit {revision} now; it was at {entry.commit} when this run was submitted")
     run(cfg, entry.overrides)
 
 
 def _requeue(manifest: Path, entry: Entry) -> int:
-    """Put this job back into the queue, once for all of its processes."""
+    """Puts this job back into the queue, once for all of its processes; returns the exit code."""
     job = job_id()
     if job is None:
         return 128 + signal.SIGUSR1
     if rank() == 0:
         try:
-            _again(manifest, entry, job, "by SIGUSR1", ASKED, "is the time limit (--time) too short?")
+            _again(manifest, entry, job, "by SIGUSR1", REQUESTED, "is the time limit (--time) too short?")
         except ConvReproError as error:
             print(f"convrepro: {error}", file=sys.stderr)
             return STOPPED
@@ -91,27 +91,27 @@ def _requeue(manifest: Path, entry: Entry) -> int:
 
 
 def job_id() -> str | None:
-    """How Slurm names the job that this process is in; None outside of one."""
+    """Slurm's name of the job that this process belongs to; None outside of a job."""
     array, position = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{position}" if array and position else os.environ.get("SLURM_JOB_ID")
 
 
 def ended(manifest: Path, index: int, code: int) -> None:
-    """After a bad end of the run's processes, from the job script: put the job back into the queue where that may help.
+    """Puts the job back into the queue after its run ended with exit code `code`; the job script calls this.
 
-    A run that gave its reason, and a job that Slurm is ending or requeuing already, are let go.
+    Does nothing where the run has left a result or an error, and where Slurm is ending or requeuing the job already.
     """
     entry, job = pick(manifest, index), job_id()
     if job is None or state(Path(entry.folder)).kind in ("done", "failed") or slurm.state(job) != "RUNNING":
         return
     number = code - 128
     how = f"by {signal.Signals(number).name}" if number in set(signal.Signals) else f"with exit code {code}"
-    hint = "does it want more memory (--mem)?" if number == signal.SIGKILL else "its log may tell why"
-    _again(manifest, entry, job, how, UNTOLD, hint)
+    hint = "does it need more memory (--mem)?" if number == signal.SIGKILL else "its log may show why"
+    _again(manifest, entry, job, how, UNEXPLAINED, hint)
 
 
 def _again(manifest: Path, entry: Entry, job: str, how: str, limit: int, hint: str) -> None:
-    """Queue the job again, unless its run got no farther than before for the last `limit` times."""
+    """Queues the job again, unless its run made no progress in the last `limit` attempts."""
     folder = Path(entry.folder)
     step = (state(folder).progress or {}).get("step", 0)
     in_vain = fruitless(manifest.parent / f"ended-{entry.index}.jsonl", step, how)
@@ -125,7 +125,7 @@ def _again(manifest: Path, entry: Entry, job: str, how: str, limit: int, hint: s
 
 
 def fruitless(record: Path, step: int, how: str) -> int:
-    """Note that the run ended at `step`; returns how often in a row it ended without getting farther than before."""
+    """Records that the run ended at `step`; returns how many attempts in a row ended without progress."""
     steps: list[int] = []
     with suppress(FileNotFoundError):
         steps = [json.loads(line)["step"] for line in record.read_text().splitlines()]

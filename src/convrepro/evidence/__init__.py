@@ -1,1 +1,1 @@
-"""What is known: collected runs, counts, measured speed, coverage, the audit."""
+"""The evidence: collected runs, counts of networks, measured speed, coverage of operators, and the audit of papers."""

@@ -1,7 +1,8 @@
-"""What the papers print against what their networks cost: every published static value, recounted and explained.
+"""The audit: recounts every published static value, and explains those that differ from the count.
 
-One rule and one rounding belong to a column of a table. Where these do not give the printed digits, every other rule of
-the same kind is tried, with either rounding: the audit tells which one does, or how far the nearest one is.
+A column of a table has one rule and one rounding. Where these do not give the printed digits, the audit tries every
+other rule of the same kind with either rounding. It names those that give the printed digits, or the nearest one and
+its distance.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,23 +23,23 @@ from convrepro.tables import (
 )
 
 USUAL = ("macs", "conv_fc", "params")
-"""Counting rules that need no explanation: multiply-accumulates of all layers that have any, and all parameters."""
+"""The usual counting rules: multiply-accumulates of all layers that have any, and all parameters."""
 
 GROUPS = {
     "exact": "Exact: the table's rule is a usual one, and rounding gives the printed digits.",
     "own rule": (
-        "Exact under the paper's own rule: all of the table's column follows one rule or one rounding (cut, not "
-        "rounded) that is not the usual one."
+        "Exact under the paper's own rule: the whole column of the table follows one rule, or one rounding (cut "
+        "instead of rounded), that is not the usual one."
     ),
     "convention": (
         "Printed by another convention than the rest of its column: another rule or rounding gives the printed digits."
     ),
     "misprint": "Misprint: the printed digits are wrong; the arithmetic is given.",
-    "unexplained": "Not reproducible from what is public: no rule leads to the printed digits.",
+    "unexplained": "Not reproducible from what is public: no rule gives the printed digits.",
     "recalled": "Recalled: known only from recollection, so that a difference would say nothing about the paper.",
-    "not checkable": "Not checkable here: another work's network, which the table quotes.",
+    "not checkable": "Not checkable here: the value is of another work's network, which the table quotes.",
 }
-"""What the audit says of a value, and what that means."""
+"""The groups into which the audit sorts the published values, with their meaning."""
 
 CountRow = Callable[[Table, Row], Count]
 Static = Counted | Relative
@@ -46,7 +47,13 @@ Static = Counted | Relative
 
 @dataclass(frozen=True)
 class Finding:
-    """One published static value: ours as the metric prints it ("" where not counted), and what was found."""
+    """The audit's finding on one published static value.
+
+    Attributes:
+        group: one of `GROUPS`.
+        ours: our value as the metric prints it; "" where it is not counted.
+        nearest: the other rules and roundings that give the printed digits, or else the nearest one.
+    """
 
     table: Table
     row: Row
@@ -58,9 +65,9 @@ class Finding:
 
 
 def audit(tables: list[Table], count_row: CountRow) -> list[Finding]:
-    """All findings, in the order of the tables, their rows and their columns.
+    """Audits the tables; the findings are in the order of tables, rows and columns.
 
-    `count_row(table, row)` gives the layers that the row's counts are of.
+    `count_row(table, row)` returns the layers that the row's counts are of.
     """
     return [finding for table in tables for row in table.rows for finding in _row(table, row, count_row)]
 
@@ -72,14 +79,24 @@ def _row(table: Table, row: Row, count_row: CountRow) -> Iterator[Finding]:
             yield _examine(table, row, metric, published, count_row)
 
 
+def counted_metric(table: Table, metric: Static) -> Counted:
+    """The metric whose counts `metric` shows: itself or, for a percentage, the metric that it is of."""
+    if isinstance(metric, Counted):
+        return metric
+    counted = table.metrics[metric.of]
+    if not isinstance(counted, Counted):
+        raise TypeError(f"{table.name}: {metric.name} is a percentage of {metric.of}, which is not a counted metric")
+    return counted
+
+
 def _examine(table: Table, row: Row, metric: Static, published: Published, count_row: CountRow) -> Finding:
     facts = (table, row, metric, published)
     if row.quoted:
         return Finding(*facts, "not checkable" if published.decides else "recalled")
-    counted = table.metrics[metric.of] if isinstance(metric, Relative) else metric
+    counted = counted_metric(table, metric)
     needed = {row.id, metric.base_row} if isinstance(metric, Relative) else {row.id}
     recount = _Recount(metric, counted, row.id, {r.id: count_row(table, r) for r in table.rows if r.id in needed})
-    statics = {id_: {counted.name: count.total(counted.count)} for id_, count in recount.counts.items()}
+    statics = {id_: {counted.name: Fraction(count.total(counted.count))} for id_, count in recount.counts.items()}
     cell = judge(table, row, metric, statics, {})
     if not published.decides:
         return Finding(*facts, "recalled", cell.ours)
@@ -90,7 +107,7 @@ def _examine(table: Table, row: Row, metric: Static, published: Published, count
 
 @dataclass(frozen=True)
 class _Recount:
-    """A value's figures by other rules: `counts` are of its row and, for a percentage, of the base row."""
+    """Recounts one value by other rules. `counts` are those of its row and, for a percentage, of the base row."""
 
     metric: Static
     counted: Counted
@@ -98,7 +115,7 @@ class _Recount:
     counts: dict[str, Count]
 
     def exact(self, rule: str) -> Fraction | None:
-        """The exact figure in the metric's unit; None for a percentage of nothing."""
+        """The exact value by `rule` in the metric's unit; None for a percentage whose base is 0."""
         values = {id_: Fraction(count.total(rule)) / UNITS[self.counted.unit] for id_, count in self.counts.items()}
         if not isinstance(self.metric, Relative):
             return values[self.row_id]
@@ -108,11 +125,15 @@ class _Recount:
     def is_usual(self) -> bool:
         """Whether the table's rule is a usual one and rounding gives the same digits as the table's rounding."""
         exact, metric = self.exact(self.counted.count), self.metric
+        if exact is None:
+            return False
         rounded, printed = (format_exact(exact, metric.decimals, how) for how in ("round", metric.printed))
         return self.counted.count in USUAL and rounded == printed
 
     def nearest(self, published: Published) -> str:
         """The rules and roundings that give the printed digits; where none does, the nearest with its distance."""
+        if published.value is None:
+            return ""
         wanted = Fraction(published.value)
         fits: list[str] = []
         figures: dict[str, Fraction] = {}
@@ -135,7 +156,10 @@ class _Recount:
 
 
 def _printings(exact: Fraction, decimals: int, printed: str, published: Published) -> Iterator[str]:
-    """`exact` as printed, also to fewer decimals or to the hundreds, say, where the published number is so coarse."""
+    """Yields `exact` with the metric's decimals, and with the precision of the published number.
+
+    That number may have fewer decimals than the metric, or be printed to the hundreds, for example.
+    """
     text = str(published.value)
     yield format_exact(exact, decimals, printed)
     yield format_exact(exact, len(text.partition(".")[2]), printed)

@@ -1,6 +1,7 @@
-"""Puts every operator into a network of each family, and tells what works, what is refused and why, and what breaks.
+"""Tries every operator in a network of each family, and records what works, what is refused and why, and what crashes.
 
-A walk writes its record after each cell, so that a broken walk continues; what a record holds: `coverage_record`.
+A walk through the networks writes its record after each cell, so that an interrupted walk can be continued. The module
+`coverage_record` describes the record.
 """
 
 import hashlib
@@ -10,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import nn
 
 from convrepro import complexity
-from convrepro.config.compose import choices, compose_config
+from convrepro.config.compose import choices, compose_config, plain
 from convrepro.errors import ConvReproError
 from convrepro.evidence.coverage_record import (
     CRASH,
@@ -40,26 +41,27 @@ from convrepro.ops import OPERATORS
 from convrepro.runs import environment
 
 PATIENCE = 1800
-"""Seconds after which a cell counts as hanging."""
+"""Seconds after which a cell counts as a crash."""
 
 CLASSES = 10
 SMALL = 64
-"""Height and width of the images for a network that takes any size; tried before its own default size."""
+"""Height and width of images that are tried before the default size, where a network takes images of any size."""
 LARGE = 512
-"""Height of the images above which training a network would need more memory than a small machine has."""
+"""Height of images from which on training a network would need more memory than a small machine has."""
 
 Operators = dict[str, dict[str, Any]]
+T = TypeVar("T")
 
 
 class TrainingError(Exception):
-    """A network that runs but does not train; the message names the parameter."""
+    """Raised for a network that runs but does not train; the message names the parameter."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A network as timm builds it: the image size (C, H, W) at which it trains, its parameters and MACs there.
+    """A network as timm builds it: the image size (C, H, W) at which it trains, and its parameters and MACs there.
 
-    `trained` names the convolutions and linear layers of which each parameter gets a finite gradient.
+    `trained` names the convolutions and linear layers of which every parameter gets a finite gradient.
     """
 
     input_size: tuple[int, int, int]
@@ -69,12 +71,15 @@ class Plain:
 
 
 def operators(names: Sequence[str] = ()) -> Operators:
-    """The files of `conf/conv` called `names` (all where empty); raises ConvReproError for an unknown name."""
-    return {name: OmegaConf.to_container(compose_config([f"conv={name}"]).conv) for name in names or choices("conv")}
+    """The configurations of the operators in `conf/conv` by name: of `names`, or of all where that is empty.
+
+    Raises ConvReproError for an unknown name.
+    """
+    return {name: plain(compose_config([f"conv={name}"]).conv) for name in names or choices("conv")}
 
 
 def families() -> dict[str, list[str]]:
-    """The networks of each family: what one module of timm or of the zoo defines, but for those of timm's own tests."""
+    """The networks by family: those that one module of timm or of the zoo defines, without those for timm's tests."""
     found: dict[str, list[str]] = {}
     for name in (name for name in list_models() if not name.startswith("test_")):
         found.setdefault(_family(name), []).append(name)
@@ -86,9 +91,9 @@ def _family(name: str) -> str:
 
 
 def smallest(names: Iterable[str]) -> str:
-    """The network with the fewest parameters, of those with a dense KxK convolution after the first if there are any.
+    """The network with the fewest parameters among those with a dense KxK convolution after the first, else of all.
 
-    One that takes large images only comes last. The networks are built without memory for their weights.
+    Networks that take only large images come last. The networks are built without memory for their weights.
     """
 
     def rank(name: str) -> tuple[bool, bool, int, str]:
@@ -101,21 +106,21 @@ def smallest(names: Iterable[str]) -> str:
 
 
 def cover(
-    patterns: Sequence[str], configs: Operators, path: Path = RECORD, tell: Callable[[str], None] = print
+    patterns: Sequence[str], configs: Operators, path: Path = RECORD, echo: Callable[[str], None] = print
 ) -> Record:
-    """Walk networks x operators, write the record to `path`, and return it.
+    """Tries the operators of `configs` in networks, writes the record to `path`, and returns it.
 
-    The networks are those whose names match one of `patterns`, or where there is none the smallest of each family;
-    the operators are those of `configs`. Cells that `path` already holds from this commit, these versions and this
-    processor are kept, unless they crashed.
+    The networks are those whose names match one of `patterns` or, without patterns, the smallest network of each
+    family. Cells that `path` already holds from this commit, these versions and this processor are kept, unless they
+    crashed.
 
-    Raises ConvReproError for a pattern that nothing matches, and where `path` is no record.
+    Raises ConvReproError for a pattern that matches no network, and where `path` is not a record of coverage.
     """
     matching = _matching(patterns)
     record = read_record(path) if path.exists() else new_record()
     key = _enter_environment(record)
     _enter_operators(record, configs)
-    names = matching or _members(record, path, tell)
+    names = matching or _members(record, path, echo)
     if not patterns:
         record["networks"] = {name: entry for name, entry in record["networks"].items() if name in names}
     for name in names:
@@ -124,7 +129,7 @@ def cover(
         for conv, cell in _walk(name, entry, todo):
             entry["cells"][conv] = cell | {"environment": key}
             write_record(path, record)
-            tell(f"{name:32} {conv:14} {_told(cell, entry)}")
+            echo(f"{name:32} {conv:14} {_in_words(cell, entry)}")
     write_record(path, record)
     return record
 
@@ -137,16 +142,16 @@ def _matching(patterns: Sequence[str]) -> list[str]:
 
 
 def _enter_environment(record: Record) -> str:
-    """Put this environment into the record; returns its key."""
-    told = environment.describe("cpu", "32-true")
-    here = {word: told[word] for word in ("commit", "dirty", "versions", "device")}
+    """Puts this environment into the record; returns its key."""
+    described = environment.describe("cpu", "32-true")
+    here = {name: described[name] for name in ("commit", "dirty", "versions", "device")}
     key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:6]
     record["environments"][key] = here | {"date": datetime.now(UTC).date().isoformat()}
     return key
 
 
 def _enter_operators(record: Record, configs: Operators) -> None:
-    """Put `configs` into the record, and drop operators that are gone and cells under another configuration."""
+    """Puts `configs` into the record, and removes unknown operators and cells of another configuration."""
     known = {conv: config for conv, config in record["operators"].items() if config["name"] in OPERATORS}
     record["operators"] = known | configs
     current = {conv for conv, config in known.items() if config == configs.get(conv, config)}
@@ -154,8 +159,8 @@ def _enter_operators(record: Record, configs: Operators) -> None:
         entry["cells"] = {conv: cell for conv, cell in entry["cells"].items() if conv in current}
 
 
-def _members(record: Record, path: Path, tell: Callable[[str], None]) -> list[str]:
-    """The smallest network of each family; the record keeps those of timm, which take minutes to find."""
+def _members(record: Record, path: Path, echo: Callable[[str], None]) -> list[str]:
+    """The smallest network of each family. The record keeps those of timm, because finding them takes minutes."""
     groups = families()
     known = record["smallest"] if record["timm"] == timm.__version__ else {}
     chosen = {f: name for f, name in known.items() if name in groups.get(f, ()) and not f.startswith("zoo.")}
@@ -163,7 +168,7 @@ def _members(record: Record, path: Path, tell: Callable[[str], None]) -> list[st
     for family in sorted(groups.keys() - chosen.keys()):
         chosen[family] = smallest(groups[family])
         write_record(path, record)
-        tell(f"{family}: {chosen[family]} is the smallest of {len(groups[family])}")
+        echo(f"{family}: {chosen[family]} is the smallest of {len(groups[family])}")
     return [chosen[family] for family in groups]
 
 
@@ -172,35 +177,36 @@ def _is_current(cell: Cell | None, key: str) -> bool:
 
 
 def _walk(name: str, entry: dict[str, Any], configs: Operators) -> Iterator[tuple[str, Cell]]:
-    """The cell of each operator in the network `name`; what the network itself is goes into `entry`."""
+    """Yields the cell of each operator in the network `name`, and puts what the network itself costs into `entry`."""
     if not configs:
         return
-    plain, failure = attempt(lambda: _plain(name))
-    if plain:
-        entry |= {"params": plain.params, "input_size": list(plain.input_size), "macs": plain.macs}
+    network = attempt(lambda: _plain(name))
+    if isinstance(network, Plain):
+        entry |= {"params": network.params, "input_size": list(network.input_size), "macs": network.macs}
     for conv, config in configs.items():
-        cell, refusal = (None, failure) if failure else attempt(lambda config=config: _replaced(name, config, plain))
-        yield conv, cell or refusal
+        yield conv, attempt(partial(_replaced, name, config, network)) if isinstance(network, Plain) else network
 
 
-def attempt(action: Callable[[], Any], patience: int = PATIENCE) -> tuple[Any, Cell | None]:
-    """What `action` returns, and None; or None, and the cell that tells why nothing came of it.
+def attempt(action: Callable[[], T], patience: int = PATIENCE) -> T | Cell:
+    """Returns what `action` returns, or a cell with the reason where it raises.
 
-    Whatever is not told as a ConvReproError, and what takes longer than `patience` seconds, is a crash.
+    An exception other than ConvReproError is a crash, and so is an action that takes longer than `patience` seconds.
     """
     try:
         with _alarm(patience):
-            return action(), None
+            return action()
     except NothingToReplace:
-        return None, {"outcome": NOTHING}
+        return {"outcome": NOTHING}
     except ConvReproError as error:
-        return None, {"outcome": REFUSED, "reason": str(error)}
+        return {"outcome": REFUSED, "reason": str(error)}
     except Exception as error:
-        return None, {"outcome": CRASH, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        return {"outcome": CRASH, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
 @contextmanager
 def _alarm(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError inside the block once it has taken so many seconds."""
+
     def ring(*_: object) -> None:
         raise TimeoutError(f"not done after {seconds} s")
 
@@ -227,7 +233,7 @@ def _plain(name: str) -> Plain:
                 raise
     trained = frozenset(layer for layer in layer_kinds(network) if not _untrained(network, layer))
     network.zero_grad()
-    return Plain(size, _parameters(network), complexity.count(network, size).total("macs"), trained)
+    return Plain(size, _parameters(network), int(complexity.count(network, size).total("macs")), trained)
 
 
 def _replaced(name: str, config: Mapping[str, Any], plain: Plain) -> Cell:
@@ -243,14 +249,14 @@ def _replaced(name: str, config: Mapping[str, Any], plain: Plain) -> Cell:
 
 
 def _build(name: str, conv: Mapping[str, Any]) -> tuple[nn.Module, SurgeryReport]:
-    """The network for as many channels as it was made for: those for MNIST take one."""
+    """Builds the network for the number of image channels that it was made for; networks for MNIST take one."""
     config = timm.get_pretrained_cfg(name)
     return build(name, conv=conv, num_classes=CLASSES, in_chans=config.input_size[0] if config else 3)
 
 
 def _input_sizes(network: nn.Module) -> list[tuple[int, int, int]]:
-    """Sizes at which to try the network: its smallest, or a small one, then its default."""
-    config = network.pretrained_cfg
+    """The image sizes at which to try the network: its smallest or else a small one, then its default."""
+    config: Any = network.pretrained_cfg
     default = tuple(config["input_size"])
     if config.get("fixed_input_size"):
         return [default]
@@ -259,8 +265,10 @@ def _input_sizes(network: nn.Module) -> list[tuple[int, int, int]]:
 
 
 def _backward(network: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """One forward and one backward pass in training mode, with two images; of an encoder that gives features for each
-    token (B, T, C), the mean over tokens stands for the logits.
+    """Runs one forward and one backward pass in training mode, with two images.
+
+    Where the network is an encoder that returns features for each token, (B, T, C), the mean over the tokens is taken
+    for the logits.
     """
     torch.manual_seed(0)
     network.train().zero_grad()
@@ -270,7 +278,7 @@ def _backward(network: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 
 def _untrained(network: nn.Module, layer: str) -> str | None:
-    """The name of a parameter in `layer` that should have a finite gradient but has none."""
+    """The name of a trainable parameter in `layer` without a finite gradient; None where every one has it."""
     for name, parameter in network.get_submodule(layer).named_parameters():
         if parameter.requires_grad and (parameter.grad is None or not parameter.grad.isfinite().all()):
             return f"{layer}.{name}"
@@ -281,7 +289,7 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _told(cell: Cell, entry: Mapping[str, Any]) -> str:
+def _in_words(cell: Cell, entry: Mapping[str, Any]) -> str:
     if cell["outcome"] == WORKS:
         macs = f"{entry['macs'] / 1e6:.2f} M -> {cell['macs'] / 1e6:.2f} M MACs"
         return f"{WORKS}: {cell['replaced']} layers replaced, {macs}"

@@ -1,17 +1,16 @@
-"""What is known about operators in networks: the record `reproductions/coverage.json`, and its page.
+"""Reads and writes the record of coverage, `reproductions/coverage.json`: which operator works in which network.
 
 A record holds the configuration of the `operators`, the `environments` in which cells were obtained, by key, and the
-`networks`: family, parameters, image size (C, H, W), MACs, and for each operator a cell with its `outcome` and its
-environment's key. A cell that `works` has the number of layers `replaced`, and the MACs then; one that is `refused` or
-a `crash` has the `reason`.
+`networks`: family, parameters, image size (C, H, W), MACs, and for each operator a cell with its `outcome` and the key
+of its environment. A cell whose outcome is `works` has the number of layers that were `replaced` and the MACs of the
+network with them; a cell that is `refused` or a `crash` has the `reason`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.errors import ConvReproError
+from convrepro.evidence.records import read_versioned
 from convrepro.runs.storage import write_json
 
 SCHEMA = 1
@@ -19,33 +18,26 @@ RECORD = REPRODUCTIONS / "coverage.json"
 
 OUTCOMES = WORKS, NOTHING, REFUSED, CRASH = "works", "nothing to replace", "refused", "crash"
 
-
 Cell = dict[str, Any]
 Record = dict[str, Any]
 
 
 def read_record(path: Path = RECORD) -> Record:
-    """The record in `path`; raises ConvReproError where there is none of this version."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] == SCHEMA:
-            return record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConvReproError(f"{path} cannot be read as a record of coverage: {error!r}") from error
-    raise ConvReproError(f"{path} is not a record of coverage in this version (schema {SCHEMA}); move it away")
+    """Reads the record in `path`; raises ConvReproError where it is missing or of another version."""
+    return read_versioned(path, SCHEMA, "a record of coverage")
 
 
 def new_record() -> Record:
-    """A record of nothing."""
+    """An empty record."""
     return {"schema": SCHEMA, "timm": None, "smallest": {}, "operators": {}, "environments": {}, "networks": {}}
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write the record in a fixed order, without environments of which no cell is left."""
+    """Writes the record in a fixed order, without the environments that no cell names any more."""
     networks = sorted(record["networks"].items(), key=lambda item: (item[1]["family"], item[0]))
     used = {cell["environment"] for _, cell in cells(record)}
     tidy = {
-        "environments": {key: told for key, told in record["environments"].items() if key in used},
+        "environments": {key: facts for key, facts in record["environments"].items() if key in used},
         "operators": dict(sorted(record["operators"].items())),
         "networks": {name: entry | {"cells": dict(sorted(entry["cells"].items()))} for name, entry in networks},
     }
@@ -53,7 +45,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def crashes(record: Record) -> list[str]:
-    """What broke, one line a cell."""
+    """One line for each cell that crashed: network, operator and reason."""
     return [
         f"{name} {conv}: {cell['reason']}"
         for name, entry in record["networks"].items()
@@ -63,4 +55,5 @@ def crashes(record: Record) -> list[str]:
 
 
 def cells(record: Record) -> list[tuple[str, Cell]]:
+    """All cells of the record, each with the name of its operator."""
     return [(conv, cell) for entry in record["networks"].values() for conv, cell in entry["cells"].items()]

@@ -1,14 +1,15 @@
-"""Time beside MACs: a network against the dense one whose place it takes, both timed in turns in one process.
+"""Measures the speed of a network against the dense network that it replaces, beside the ratio of their MACs.
 
-The clock of a machine under other load drifts by more than the operators differ. So candidate and baseline take turns,
-in an order that is reversed from round to round; what counts is the ratio within a round, its median and quartiles.
+On a machine under other load, speeds drift by more than the operators differ. Therefore candidate and baseline run in
+turns in one process, in an order that is reversed from round to round, and the result is the ratio within a round: its
+median and quartiles over the rounds.
 """
 
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
+from convrepro.evidence.speed_record import SCHEMA
 from convrepro.models.build import build_network
 from convrepro.models.export import check_target, export, fuse, load
 from convrepro.runs.environment import describe
@@ -30,12 +32,21 @@ from convrepro.tables import Table
 
 MODES = ("train", "inference", "exported")
 
+Step = Callable[[], object]
+"""What is timed: one training step, or one batch of inference."""
+
 
 @dataclass(frozen=True)
 class Setting:
-    """How to time: images in a batch (a suite has its own), threads (0: torch's choice), memory format, rounds, what.
+    """How speeds are measured.
 
-    modes: "train" is one step of training; "inference" one batch in the fused form; "exported" the same in onnxruntime.
+    Attributes:
+        batch_size: images in a batch; the suite of `bench all` names its own.
+        threads: CPU threads; 0 leaves the number to torch.
+        channels_last: whether networks and images are in channels_last memory format.
+        rounds: how often candidate and baseline each run.
+        modes: "train" is one training step, "inference" one batch in the fused form, "exported" the same in
+            onnxruntime.
     """
 
     batch_size: int = 128
@@ -45,16 +56,19 @@ class Setting:
     modes: tuple[str, ...] = ("train", "inference")
 
     def __post_init__(self) -> None:
-        for word, least in (("batch_size", 1), ("threads", 0), ("rounds", 1)):
-            if getattr(self, word) < least:
-                raise ConvReproError(f"{word}={getattr(self, word)} must be at least {least}")
+        for name, least in (("batch_size", 1), ("threads", 0), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise ConvReproError(f"{name}={getattr(self, name)} must be at least {least}")
         if unknown := set(self.modes) - set(MODES):
-            raise ConvReproError(f"{min(unknown)!r} cannot be timed; valid: {', '.join(MODES)}")
+            raise ConvReproError(f"mode {min(unknown)!r} is unknown; valid: {', '.join(MODES)}")
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of the candidate over the baseline's: median and quartiles over the rounds; seconds are medians."""
+    """The candidate's time divided by the baseline's: median and quartiles over the rounds.
+
+    `seconds` and `baseline_seconds` are the median times of the two.
+    """
 
     median: float
     low: float
@@ -65,9 +79,9 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Pair:
-    """A network and the one that it is timed against, by their overrides, with batches of `batch_size` images.
+    """A network and the baseline that it is timed against, each given by its overrides.
 
-    group: what it is listed under; "" for a row or network of the user's choice.
+    `group` is the heading under which the suite lists the pair; it is "" for a row or network that the user chose.
     """
 
     name: str
@@ -79,10 +93,13 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """A network against its baseline.
+class PairSpeed:
+    """The measured speed of a pair.
 
-    macs_ratio: the candidate's MACs over the baseline's. ratios: by mode. other_load: cores that others kept busy.
+    Attributes:
+        macs_ratio: the candidate's MACs divided by the baseline's.
+        ratios: the ratio of times by mode.
+        other_load: the number of cores that other processes kept busy meanwhile; None where it is unknown.
     """
 
     pair: Pair
@@ -91,11 +108,11 @@ class Timing:
     other_load: float | None
 
     def realised(self, mode: str) -> float:
-        """The measured speed-up as a share of the speed-up by MACs."""
+        """The measured speed-up as a share of the speed-up that the MACs promise."""
         return self.macs_ratio / self.ratios[mode].median
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready, with the realised share by mode."""
+        """The values as plain data for JSON, with the realised share by mode."""
         own = {"name": self.pair.name, "baseline": self.pair.baseline, "batch_size": self.pair.batch_size}
         measured = {
             "macs_ratio": self.macs_ratio,
@@ -107,16 +124,18 @@ class Timing:
 
 
 def pairs_of_table(table: Table, rows: Sequence[str], batch_size: int) -> list[Pair]:
-    """Each row against its baseline: the same network with standard convolutions; where the row replaces none, the
-    table's first row. Raises ConvReproError for a row that the table lacks or that is not a network of its own.
+    """Pairs each of the table's `rows` (all where empty) with its baseline.
+
+    The baseline is the same network with standard convolutions or, for a row that replaces none, the table's first
+    row. Raises ConvReproError for a row that the table lacks, or that is not a network of its own.
     """
-    able = {row.id: row for row in table.rows if not row.quoted and not row.layers}
-    if unknown := [row for row in rows if row not in able]:
-        raise ConvReproError(f"{table.name} has no row {unknown[0]!r} to time; valid: {', '.join(able) or 'none'}")
-    first = next(iter(able.values()), None)
+    networks = [row for row in table.rows if not row.quoted and not row.layers]
+    names = [row.id for row in networks]
+    if unknown := [row for row in rows if row not in names]:
+        raise ConvReproError(f"{table.name} has no row {unknown[0]!r} to time; valid: {', '.join(names) or 'none'}")
     pairs = []
-    for row in able.values():
-        own = tuple(table.overrides(row))
+    for row in networks:
+        first, own = networks[0], tuple(table.overrides(row))
         dense = _dense(own)
         if (rows and row.id not in rows) or (dense is None and row is first):
             continue
@@ -126,9 +145,9 @@ def pairs_of_table(table: Table, rows: Sequence[str], batch_size: int) -> list[P
 
 
 def pair_of_network(overrides: Sequence[str], batch_size: int) -> Pair:
-    """The network that `overrides` describe against the same with standard convolutions.
+    """Pairs the network that `overrides` describe with the same network with standard convolutions.
 
-    Raises ConvReproError where it replaces no convolution.
+    Raises ConvReproError where `overrides` replace no convolution.
     """
     dense = _dense(overrides)
     if dense is None:
@@ -140,35 +159,36 @@ def pair_of_network(overrides: Sequence[str], batch_size: int) -> Pair:
 
 
 def _dense(overrides: Sequence[str]) -> tuple[str, ...] | None:
-    """The overrides with standard convolutions, or None where they have them already."""
+    """The overrides of the same network with standard convolutions; None where `overrides` replace none."""
     if compose_config(overrides).conv.name == "standard":
         return None
     return tuple(o for o in overrides if not o.lstrip("+").startswith(("conv=", "conv.", "se_reduction=")))
 
 
 def compare_all(
-    pairs: Sequence[Pair], setting: Setting, watch: Callable[[Timing], None]
-) -> tuple[list[Timing], dict[str, str]]:
-    """Time the pairs one after the other; returns their timings, and why others could not be timed, by name.
+    pairs: Sequence[Pair], setting: Setting, watch: Callable[[PairSpeed], None]
+) -> tuple[list[PairSpeed], dict[str, str]]:
+    """Times the pairs one after the other, and passes each result to `watch`.
 
-    Raises ConvReproError where packages are missing that "exported" needs.
+    Returns the results, and for each pair that could not be timed the reason, by the pair's name. Raises
+    ConvReproError where packages are missing that the mode "exported" needs.
     """
     if "exported" in setting.modes:
         check_target(Path("network.onnx"))
-    timings, failures = [], {}
+    speeds, failures = [], {}
     for pair in pairs:
         try:
-            timings.append(compare(pair, setting))
-            watch(timings[-1])
+            speeds.append(compare(pair, setting))
+            watch(speeds[-1])
         except ConvReproError as error:
             failures[pair.name] = str(error)
-    return timings, failures
+    return speeds, failures
 
 
-def compare(pair: Pair, setting: Setting) -> Timing:
-    """Time the two networks in turns, on random images of their data's shape.
+def compare(pair: Pair, setting: Setting) -> PairSpeed:
+    """Times the two networks of a pair in turns, on random images of the shape of their data.
 
-    Raises ConvReproError where one cannot be built, counted or exported.
+    Raises ConvReproError where one of them cannot be built, counted or exported.
     """
     cfg, base = compose_config(pair.overrides), compose_config(pair.baseline_overrides)
     for configuration in (cfg, base):
@@ -182,16 +202,16 @@ def compare(pair: Pair, setting: Setting) -> Timing:
         before = busy()
         ratios = {}
         for mode in setting.modes:
-            steps = [
+            candidate, baseline = (
                 _step(network, c, mode, pair.batch_size, setting.channels_last)
                 for network, c in zip(networks, (cfg, base), strict=True)
-            ]
-            ratios[mode] = in_turns(*steps, setting.rounds)
-        return Timing(pair, counts[0] / counts[1], ratios, other_load(before))
+            )
+            ratios[mode] = in_turns(candidate, baseline, setting.rounds)
+        return PairSpeed(pair, float(counts[0] / counts[1]), ratios, other_load(before))
 
 
-def _step(network: nn.Module, cfg: DictConfig, mode: str, batch_size: int, channels_last: bool) -> Callable[[], None]:
-    """One training step (forward, backward, SGD with momentum) or one evaluation of a batch (see `Setting`)."""
+def _step(network: nn.Module, cfg: DictConfig, mode: str, batch_size: int, channels_last: bool) -> Step:
+    """One training step (forward, backward, SGD with momentum) or one batch of inference, as `mode` says."""
     shape = (batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     images, labels = torch.randn(shape), torch.randint(cfg.data.num_classes, shape[:1])
     if mode == "exported":
@@ -225,14 +245,14 @@ def _exported(network: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
         return load(path, torch.get_num_threads())
 
 
-def in_turns(candidate: Callable[[], None], baseline: Callable[[], None], rounds: int) -> Ratio:
-    """Time two steps in turns, after one round that warms up and does not count."""
-    seconds: dict[Callable[[], None], list[float]] = {candidate: [], baseline: []}
+def in_turns(candidate: Step, baseline: Step, rounds: int) -> Ratio:
+    """Times two steps in turns, after one round for warming up that does not count."""
+    seconds: dict[Step, list[float]] = {candidate: [], baseline: []}
     for number in range(rounds + 1):
         for step in (candidate, baseline) if number % 2 else (baseline, candidate):
             started = time.perf_counter()
             step()
-            if number:  # the first round warms up
+            if number:  # round 0 is for warming up
                 seconds[step].append(time.perf_counter() - started)
     ratios = [own / other for own, other in zip(seconds[candidate], seconds[baseline], strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
@@ -241,7 +261,8 @@ def in_turns(candidate: Callable[[], None], baseline: Callable[[], None], rounds
 
 
 @contextmanager
-def _threads(number: int):
+def _threads(number: int) -> Iterator[None]:
+    """Sets torch's number of threads inside the block; 0 keeps it as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -251,7 +272,7 @@ def _threads(number: int):
 
 
 def busy() -> tuple[float, float, float] | None:
-    """(clock, our CPU seconds, everybody's CPU seconds); None where the system does not tell."""
+    """(clock, CPU seconds of this process, CPU seconds of all processes); None on a system without /proc/stat."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
@@ -262,7 +283,7 @@ def busy() -> tuple[float, float, float] | None:
 
 
 def other_load(before: tuple[float, float, float] | None) -> float | None:
-    """Cores that others kept busy since `before`."""
+    """The number of cores that other processes kept busy since `before`, a value of `busy()`."""
     after = busy()
     if before is None or after is None:
         return None
@@ -271,16 +292,22 @@ def other_load(before: tuple[float, float, float] | None) -> float | None:
 
 
 def where_and_how(setting: Setting) -> dict[str, Any]:
-    """The machine, the versions and the code that is loaded now."""
+    """The environment that a record names: machine, versions, commit and threads.
+
+    A caller determines it before the first measurement, so that a commit that is made meanwhile is not recorded.
+    """
     return {**describe("cpu", "32-true"), "threads": setting.threads or torch.get_num_threads()}
 
 
 def record(
     what: str, timings: Sequence[Mapping[str, Any]], setting: Setting, environment: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A JSON-ready account of the timings with where and how (`where_and_how`) they were obtained."""
+    """A record for JSON (see `speed_record`): the measured speeds, the setting and the environment of a run.
+
+    `timings` are speeds `as_json`; `environment` is that of `where_and_how`.
+    """
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "what": what,
         "setting": asdict(setting),
         "timings": list(timings),
@@ -289,13 +316,13 @@ def record(
     }
 
 
-def line(timing: Timing) -> str:
-    """What a person reads of a timing."""
-    parts = [f"{timing.pair.name:20} MACs x {timing.macs_ratio:.3f}"]
-    for mode, ratio in timing.ratios.items():
+def line(speed: PairSpeed) -> str:
+    """The measured speed as one line of text."""
+    parts = [f"{speed.pair.name:20} MACs x {speed.macs_ratio:.3f}"]
+    for mode, ratio in speed.ratios.items():
         parts.append(
             f"{mode} x {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), {1000 * ratio.seconds:.1f} ms, "
-            f"realised {100 * timing.realised(mode):.0f} %"
+            f"realised {100 * speed.realised(mode):.0f} %"
         )
-    load = "" if timing.other_load is None else f"  other load {timing.other_load:.2f}"
-    return f"{'  '.join(parts)}  against {timing.pair.baseline}{load}"
+    load = "" if speed.other_load is None else f"  other load {speed.other_load:.2f}"
+    return f"{'  '.join(parts)}  against {speed.pair.baseline}{load}"

@@ -1,10 +1,9 @@
-"""What records of the bench say of operators and headline networks: `reproductions/speed/*.json`, one a run.
+"""Reads the records of speed, `reproductions/speed/*.json`, one for each run of `convrepro bench`, and merges them.
 
-Of several records of the same baseline, setting and device the median counts, and their lowest and highest value are
-told beside it.
+Records that agree in baseline, setting and device are repetitions: their median counts, and is shown with their lowest
+and highest value.
 """
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.errors import ConvReproError
+from convrepro.evidence.records import read_versioned
 from convrepro.tables.markdown import markdown_grid
 
+SCHEMA = 1
 FOLDER = "speed"
 PLOT_FILE = "speed.svg"
 OPERATORS = "operators"
@@ -23,7 +23,7 @@ MODES = {"train": "training step", "inference": "inference", "exported": "infere
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, lowest and highest of a figure over the records."""
+    """Median, lowest and highest value of a figure over the records."""
 
     median: float
     low: float
@@ -36,8 +36,8 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What was timed, and how and where: repetitions have all of it in common."""
+class Subject:
+    """What was measured, in which setting, and on which device. Repetitions agree in all of these."""
 
     group: str
     name: str
@@ -49,16 +49,17 @@ class Timed:
 
     @property
     def setting(self) -> str:
-        """How and where, in words."""
+        """Setting and device in words."""
         layout = "channels_last" if self.channels_last else "channels first"
         return f"batches of {self.batch_size}, {self.threads} threads, {layout}, {self.device}"
 
 
 @dataclass(frozen=True)
-class Speed(Timed):
-    """An entry over its records: time of the candidate over the baseline's by mode, and milliseconds an image.
+class Speed(Subject):
+    """The speed of a subject over all of its records.
 
-    A mode that no record has is in neither.
+    `ratios` holds the candidate's time divided by the baseline's, `milliseconds` the candidate's time for one image,
+    both by mode. A mode that no record has is missing from both.
     """
 
     macs_ratio: float
@@ -66,32 +67,26 @@ class Speed(Timed):
     milliseconds: Mapping[str, float]
 
     def realised(self, mode: str) -> float:
-        """The measured speed-up as a share of the speed-up by MACs."""
+        """The measured speed-up as a share of the speed-up that the MACs promise."""
         return self.macs_ratio / self.ratios[mode].median
 
 
 def records(folder: Path = REPRODUCTIONS / FOLDER) -> list[dict[str, Any]]:
-    """The committed records, by name; raises ConvReproError for a file that is none."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ConvReproError(f"{path} cannot be read as a record of times: {error}") from error
-    return found
+    """Reads all records in `folder`, ordered by file name; raises ConvReproError for a file that is not a record."""
+    return [read_versioned(path, SCHEMA, "a record of speed") for path in sorted(folder.glob("*.json"))]
 
 
 def merged(found: Sequence[Mapping[str, Any]]) -> list[Speed]:
-    """The entries of all records with the spread over repetitions, in the order in which they were first timed."""
-    timings: dict[Timed, list[Mapping[str, Any]]] = {}
+    """Merges the repetitions in the records; the order is that in which the subjects were first measured."""
+    timings: dict[Subject, list[Mapping[str, Any]]] = {}
     for record in found:
         for timing in record.get("timings", ()):
-            timings.setdefault(_timed(record, timing), []).append(timing)
-    return [_merge(timed, several) for timed, several in timings.items()]
+            timings.setdefault(_subject(record, timing), []).append(timing)
+    return [_merge(subject, several) for subject, several in timings.items()]
 
 
-def _timed(record: Mapping[str, Any], timing: Mapping[str, Any]) -> Timed:
-    return Timed(
+def _subject(record: Mapping[str, Any], timing: Mapping[str, Any]) -> Subject:
+    return Subject(
         group=timing.get("group", record["what"]),
         name=timing["name"],
         baseline=timing["baseline"],
@@ -102,30 +97,30 @@ def _timed(record: Mapping[str, Any], timing: Mapping[str, Any]) -> Timed:
     )
 
 
-def _merge(timed: Timed, timings: Sequence[Mapping[str, Any]]) -> Speed:
+def _merge(subject: Subject, timings: Sequence[Mapping[str, Any]]) -> Speed:
     ratios, milliseconds = {}, {}
     for mode in MODES:
         if measured := [timing["ratios"][mode] for timing in timings if mode in timing["ratios"]]:
             ratios[mode] = spread(ratio["median"] for ratio in measured)
-            milliseconds[mode] = 1000 / timed.batch_size * statistics.median(ratio["seconds"] for ratio in measured)
-    return Speed(**asdict(timed), macs_ratio=timings[-1]["macs_ratio"], ratios=ratios, milliseconds=milliseconds)
+            milliseconds[mode] = 1000 / subject.batch_size * statistics.median(ratio["seconds"] for ratio in measured)
+    return Speed(**asdict(subject), macs_ratio=timings[-1]["macs_ratio"], ratios=ratios, milliseconds=milliseconds)
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Median, lowest and highest."""
+    """Median, lowest and highest of `values`."""
     listed = sorted(values)
     return Spread(statistics.median(listed), listed[0], listed[-1])
 
 
 def of_table(name: str, found: Sequence[Speed]) -> list[Speed]:
-    """The entries that are rows of the table."""
+    """The speeds of the rows of the table `paper/name`."""
     return [speed for speed in found if speed.group == name]
 
 
 def grid(found: Sequence[Speed], title: str) -> list[str]:
-    """Times as the lines of a markdown table: shares of the baseline's, and milliseconds an image.
+    """Speeds as the lines of a markdown table: times as shares of the baseline's, and milliseconds an image.
 
-    What was timed in several settings has its setting beside its name.
+    A subject that was measured in several settings has the setting beside its name.
     """
     modes = [mode for mode in MODES if any(mode in speed.ratios for speed in found)]
     names = [speed.name if speed.group == OPERATORS else f"{speed.group}: {speed.name}" for speed in found]
@@ -133,8 +128,8 @@ def grid(found: Sequence[Speed], title: str) -> list[str]:
     header += [(MODES[mode], word) for mode in modes for word in ("time x", "realised", "ms/image")]
     lines = []
     for name, speed in zip(names, found, strict=True):
-        told = name if names.count(name) == 1 else f"{name} ({speed.setting})"
-        line = [told, speed.baseline, f"{speed.macs_ratio:.3f}"]
+        label = name if names.count(name) == 1 else f"{name} ({speed.setting})"
+        line = [label, speed.baseline, f"{speed.macs_ratio:.3f}"]
         for mode in modes:
             line += _cells(speed, mode)
         lines.append(line)

@@ -1,4 +1,4 @@
-"""The suite of `convrepro bench all`: each operator in one network, and headline networks of the papers."""
+"""The suite of `convrepro bench all`: each operator in one network, and the main networks of the papers."""
 
 from pathlib import Path
 
@@ -10,13 +10,14 @@ from convrepro.evidence.speed import Pair
 from convrepro.evidence.speed_record import OPERATORS
 from convrepro.tables import load_table
 
-SUITE = REPRODUCTIONS / "bench.yaml"
+SUITE = REPRODUCTIONS / "speed.yaml"
 
 
 def suite(path: Path = SUITE) -> list[Pair]:
-    """The pairs of a suite; their group is `operators`, or the table `paper/name` whose rows they are.
+    """Reads the pairs of a suite. The group of a pair is "operators", or the table `paper/name` that has its rows.
 
-    Raises ConvReproError for a row that a table does not run."""
+    Raises ConvReproError for a row that a table does not run.
+    """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     operators = content[OPERATORS]
     base = tuple(operators["base"])

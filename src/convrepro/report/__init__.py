@@ -1,1 +1,1 @@
-"""What is shown: pages of the papers, plots, the HTML page, W&B dashboards."""
+"""Shows the evidence: pages of the papers, plots, the HTML page, W&B dashboards."""

@@ -1,24 +1,19 @@
-"""The page reproductions/AUDIT.md: what the papers print against what their networks cost."""
+"""Writes the page reproductions/AUDIT.md: the published static values beside their recounts."""
 
 from collections import Counter
 from pathlib import Path
 
 from convrepro.complexity.rules import RULES
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.evidence.audit import GROUPS, CountRow, Finding, audit
-from convrepro.tables import (
-    CAUSES,
-    Relative,
-    list_tables,
-    load_table,
-)
+from convrepro.evidence.audit import GROUPS, CountRow, Finding, audit, counted_metric
+from convrepro.tables import CAUSES, Relative, list_tables, load_table
 from convrepro.tables.markdown import markdown_grid
 
 FILE = "AUDIT.md"
 
 
 def write_audit(count_row: CountRow, root: Path = REPRODUCTIONS) -> Path:
-    """Write AUDIT.md under `root`, of all tables there; returns its path."""
+    """Audits all tables under `root` and writes AUDIT.md there; returns its path."""
     findings = audit([load_table(name, root) for name in list_tables(root)], count_row)
     path = root / FILE
     path.write_text(render_audit(findings), encoding="utf-8")
@@ -26,13 +21,13 @@ def write_audit(count_row: CountRow, root: Path = REPRODUCTIONS) -> Path:
 
 
 def render_audit(findings: list[Finding]) -> str:
-    """The audit as a markdown page: totals first, then a section for each group."""
+    """Renders the audit as a markdown page: totals first, then a section for each group."""
     parts = [
         "# What the papers print, and what their networks cost",
-        "Every published value of the tables here that needs no training (multiply-accumulates, parameters, sizes, "
-        "percentages of these), recounted from the networks of this project. Written by `convrepro report --audit`; "
-        "sources and confidence of the published values are in the tables, the definitions of the rules in "
-        "`src/convrepro/complexity/rules.py`.",
+        "This page recounts every published value that needs no training (multiply-accumulates, parameters, sizes, "
+        "percentages of these) from the networks of this project. It is written by `convrepro report --audit`. The "
+        "tables give the sources and the confidence of the published values; `src/convrepro/complexity/rules.py` "
+        "defines the rules.",
         "\n".join(_totals(findings)),
     ]
     for group, meaning in GROUPS.items():
@@ -74,8 +69,7 @@ def _lines(findings: list[Finding], group: str) -> list[str]:
 
 
 def _rule(finding: Finding) -> str:
-    metric = finding.metric
-    counted = finding.table.metrics[metric.of] if isinstance(metric, Relative) else metric
+    metric, counted = finding.metric, counted_metric(finding.table, finding.metric)
     how = {"floor": "cut", "round": "rounded"}[metric.printed]
     of = f"% of {counted.count} ({metric.from_} figures)" if isinstance(metric, Relative) else counted.count
     return f"{of}, {how}"

@@ -1,4 +1,4 @@
-"""The page reproductions/COVERAGE.md: what each operator does in a network of each family."""
+"""Writes the page reproductions/COVERAGE.md: what each operator does in a network of each family."""
 
 import re
 from collections import Counter
@@ -11,30 +11,32 @@ from convrepro.tables.markdown import markdown_grid
 
 PAGE = "COVERAGE.md"
 
-
 INTRODUCTION = """# Coverage
 
-Each operator, with the knobs and the rule `where` of its file in `conf/conv`, in a network of each family of timm and
-of this project's zoo: in the smallest that has a dense convolution larger than 1x1 besides its first, if one has.
-`convrepro coverage` builds the network, replaces its layers, lets two random images go forward and back in training
-mode, demands a finite gradient for each parameter of the replaced layers that had one before, and counts the result.
+This page shows which operator works in which network. Each operator has the knobs and the rule `where` of its file in
+`conf/conv`. Each family of timm and of this project's zoo is represented by its smallest network with a dense
+convolution larger than 1x1 after the first one, or by its smallest network where none has one.
 
-`works (n)`: n layers were replaced; `—`: the operator's rule selects nothing in this network; `refused [n]`: it is told
-in one sentence why not, see Reasons. The numbers of multiply-accumulates are in `coverage.json`.
+`convrepro coverage` builds the network, replaces its layers, and runs a forward and a backward pass with two random
+images in training mode. Every parameter of a replaced layer must then have a finite gradient, unless the original layer
+had none. Last, it counts the network.
 
-The cells hold for the commits at which they were walked, see Environments; what operators have become since has not
-been walked through these networks."""
+`works (n)`: n layers were replaced. `—`: the operator's rule selects no layer in this network. `refused [n]`: the
+operator cannot replace a layer; the reason is listed under Reasons. The numbers of multiply-accumulates are in
+`coverage.json`.
+
+The results are those of the commits listed under Environments; later changes of the operators are not covered."""
 
 
 def write_page(path: Path = RECORD) -> Path:
-    """Write the page of the record in `path` beside it; returns where."""
+    """Writes the page of the record in `path` beside it; returns the page's path."""
     page = path.with_name(PAGE)
     page.write_text(render_page(read_record(path)), encoding="utf-8")
     return page
 
 
 def render_page(record: Record) -> str:
-    """The record as markdown: totals by operator, a line for each network, the reasons, the environments."""
+    """Renders the record as markdown: totals by operator, a line for each network, the reasons, the environments."""
     outcomes = Counter((conv, cell["outcome"]) for conv, cell in cells(record))
     totals = [f"{outcome} {sum(outcomes[conv, outcome] for conv in record['operators'])}" for outcome in OUTCOMES]
     by_operator = [
@@ -51,14 +53,14 @@ def render_page(record: Record) -> str:
     ]
     if reasons:
         parts += ["## Reasons", "\n".join(f"{number}. {reason}" for reason, number in reasons.items())]
-    environments = [f"- {_described(told)}" for told in record["environments"].values()]
+    environments = [f"- {_described(facts)}" for facts in record["environments"].values()]
     return "\n\n".join([*parts, "## Environments", "\n".join(environments)]) + "\n"
 
 
 def _missing(record: Record) -> str:
-    """What the walk has left out so far, as a sentence; "" where it is complete."""
+    """A sentence about the families that are missing so far; "" where the record is complete."""
     missing = {name for name in record["smallest"].values() if name not in record["networks"]}
-    return f" Not walked yet: {len(missing)} of timm's {len(record['smallest'])} families." if missing else ""
+    return f" {len(missing)} of timm's {len(record['smallest'])} families are missing so far." if missing else ""
 
 
 def _grid(header: Sequence[str], lines: list[list[str]]) -> str:
@@ -66,9 +68,9 @@ def _grid(header: Sequence[str], lines: list[list[str]]) -> str:
 
 
 def _line(name: str, entry: Mapping[str, Any], convs: Iterable[str], reasons: dict[str, int]) -> list[str]:
-    """A network's line; a reason that is new gets the next number, whichever layer it is about."""
+    """The line of a network. A reason that is not yet in `reasons` gets the next number; the layer does not matter."""
 
-    def word(cell: Cell | None) -> str:
+    def text(cell: Cell | None) -> str:
         if cell is None:
             return ""
         if cell["outcome"] == WORKS:
@@ -79,10 +81,10 @@ def _line(name: str, entry: Mapping[str, Any], convs: Iterable[str], reasons: di
         return f"{cell['outcome']} [{reasons.setdefault(reason, len(reasons) + 1)}]"
 
     size = "x".join(map(str, entry.get("input_size", ())[1:]))
-    return [entry["family"], name, size, *(word(entry["cells"].get(conv)) for conv in convs)]
+    return [entry["family"], name, size, *(text(entry["cells"].get(conv)) for conv in convs)]
 
 
-def _described(told: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{package} {told['versions'][package]}" for package in ("python", "torch", "timm", "fvcore"))
-    changes = " with uncommitted changes" if told["dirty"] else ""
-    return f"{told['date']}, commit {told['commit']}{changes}, {versions}, {told['device']}"
+def _described(facts: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{package} {facts['versions'][package]}" for package in ("python", "torch", "timm", "fvcore"))
+    changes = " with uncommitted changes" if facts["dirty"] else ""
+    return f"{facts['date']}, commit {facts['commit']}{changes}, {versions}, {facts['device']}"

@@ -1,4 +1,4 @@
-"""The page `reproductions/SPEED.md`: what fewer operations are worth in time, on the machine that the records name."""
+"""Writes the page `reproductions/SPEED.md`: the time that operators with fewer operations save."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,19 +25,20 @@ WHERE = {"train": "a training step", "inference": "inference", "exported": "infe
 
 INTRODUCTION = """# Speed
 
-What fewer multiply-accumulates (MACs) are worth in time. Candidate and baseline take turns in one process, in an order
-that is reversed from round to round; a figure is the median over rounds of candidate's time / baseline's time, below 1
-where the candidate is faster. Of several records it is their median, with the lowest and the highest in parentheses.
-`realised` is the speed-up as a share of the one that MACs promise. A training step is forward, backward and SGD;
-inference is of the folded form (`convrepro.models.export.fuse`) of both, in torch and, exported to ONNX, in
-onnxruntime. Other hardware, above all a GPU, may order them otherwise: `convrepro bench all` measures it there."""
+This page shows how much time operators with fewer multiply-accumulates (MACs) save. Candidate and baseline run in turns
+in one process, in an order that is reversed from round to round. A ratio is the candidate's time divided by the
+baseline's, the median over the rounds; it is below 1 where the candidate is faster. Where there are several records,
+the ratio is their median, with the lowest and the highest in parentheses. `realised` is the speed-up as a share of the
+speed-up that the MACs promise. A training step is forward, backward and SGD. Inference uses the folded form
+(`convrepro.models.export.fuse`) of both networks, in torch and, exported to ONNX, in onnxruntime. On other hardware,
+above all on a GPU, the order may differ: `convrepro bench all` measures it there."""
 
 
 def render(found: Sequence[Mapping[str, Any]]) -> str:
-    """The page from the records (see `speed.records`)."""
-    timed = merged(found)
-    operators = sorted((s for s in timed if s.group == OPERATORS), key=_quickness)
-    networks = [s for s in timed if s.group != OPERATORS]
+    """Renders the page from the records (see `speed_record.records`)."""
+    measured = merged(found)
+    operators = sorted((s for s in measured if s.group == OPERATORS), key=_first_ratio)
+    networks = [s for s in measured if s.group != OPERATORS]
     parts = [INTRODUCTION, f"![Time against MACs]({PLOT_FILE})"]
     if operators:
         parts += ["## Operators in one network", _about(operators), "\n".join(grid(operators, "operator"))]
@@ -54,20 +55,19 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _quickness(speed: Speed) -> float:
-    """Its ratio in the first mode that it was timed in."""
+def _first_ratio(speed: Speed) -> float:
+    """The ratio in the first mode that was measured."""
     return next(iter(speed.ratios.values())).median
 
 
-GOALS = """The bounds were taken from a study of what is within reach on such a machine; they stand in
-`tests/bench/operators.py` and `tests/bench/suite.py`. A ratio is of the candidate's time to the baseline's, of sizes in
-bytes, or of rates where it says so, with as many decimals, at least three, as show its side of the bound; zeros at the
-end are left out. Measured by `python tests/bench/goals.py`."""
+GOALS = """The bounds are from a study of what can be reached on such a machine; they are set in
+`tests/bench/operators.py` and `tests/bench/suite.py`. A ratio is that of the candidate's time to the baseline's, or of
+sizes in bytes or of rates where the name says so. It has three decimals, or more where they are needed to show on which
+side of the bound it is; zeros at the end are left out. `python tests/bench/goals.py` measures the goals."""
 
-
-LOADING = """Images a second that `data=imagenet` decodes, crops to 224x224, flips and normalises, without a network;
-JPEGs as large as ImageNet's, and a copy of them whose shorter side was brought to 256 once. One thread a process.
-Measured by `python tests/bench/loading.py`."""
+LOADING = """The rate is that of images that `data=imagenet` decodes, crops to 224x224, flips and normalises, without a
+network. The images are JPEGs as large as those of ImageNet, and copies of them that were resized to a shorter side of
+256. Each process has one thread. `python tests/bench/loading.py` measures the rates."""
 
 
 def _about(operators: Sequence[Speed]) -> str:
@@ -80,15 +80,17 @@ def _slower(operators: Sequence[Speed]) -> str:
         mode: [speed.name for speed in operators if mode in speed.ratios and speed.ratios[mode].median > 1]
         for mode in MODES
     }
-    told = [f"in {WHERE[mode]}: {', '.join(names)}" for mode, names in slower.items() if names]
-    return f"**Slower than what they replace**, {'; '.join(told)}." if told else "None is slower than what it replaces."
+    parts = [f"in {WHERE[mode]}: {', '.join(names)}" for mode, names in slower.items() if names]
+    if not parts:
+        return "No operator is slower than the layers that it replaces."
+    return f"**Slower than the layers that they replace**, {'; '.join(parts)}."
 
 
 def _goals(found: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for name, (ratio, bound, several) in _judged(found).items():
         met = "met" if ratio.median <= bound else "missed"
-        lines.append([name, several[-1]["baseline"], f"{bound:g}", _told(ratio, bound), str(len(several)), met])
+        lines.append([name, several[-1]["baseline"], f"{bound:g}", _digits(ratio, bound), str(len(several)), met])
     header = [
         ("", "what"),
         ("", "against"),
@@ -100,15 +102,15 @@ def _goals(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return markdown_grid((header, lines)) if lines else []
 
 
-def _told(ratio: Spread, bound: float) -> str:
-    """As a `Spread` tells itself, but close enough to see on which side of `bound` the median is."""
+def _digits(ratio: Spread, bound: float) -> str:
+    """The ratio with enough decimals to show on which side of `bound` its median is."""
     decimals = next(n for n in range(3, 20) if (round(ratio.median, n) <= bound) == (ratio.median <= bound))
     lowest_to_highest = f" ({round(ratio.low, 3)} to {round(ratio.high, 3)})" if ratio.low < ratio.high else ""
     return f"{round(ratio.median, decimals)}{lowest_to_highest}"
 
 
 def _judged(found: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spread, float, list[Mapping[str, Any]]]]:
-    """Ratio over the records, bound and measurements of each goal by its name."""
+    """The ratio over the records, the bound and the measurements of each goal, by its name."""
     measured: dict[str, list[Mapping[str, Any]]] = {}
     for record in found:
         for goal in record.get("goals", ()):
@@ -119,9 +121,9 @@ def _judged(found: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spread, float
     }
 
 
-PROFILES = """Where the time of those that miss goes, by torch's profiler: milliseconds of one step in the operations
-that take longest, which the profile itself slows a little. A profile is of one run: it may order candidate and
-reference otherwise than the medians above do, and it is those that judge."""
+PROFILES = """For each goal that is missed, torch's profiler shows the milliseconds of one step in the operations that
+take longest. Profiling slows them a little. A profile is of a single run, so that the order of candidate and reference
+may differ from that of the medians above; the medians decide."""
 
 LONGEST = 6
 
@@ -168,7 +170,7 @@ def _places(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write(root: Path = REPRODUCTIONS) -> Path:
-    """Write the page beside the records; returns its path."""
+    """Writes the page under `root`, from the records there; returns its path."""
     path = root / PAGE
     path.write_text(render(records(root / FOLDER)), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""The checkpoints that a run continues from: when they are saved, how they are written, which one is taken."""
+"""The checkpoints that a run is resumed from: when they are saved, how they are written, and which one is chosen."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -20,45 +20,55 @@ from convrepro.runs.result import LAST
 from convrepro.runs.storage import write_whole
 
 PREVIOUS = "previous.ckpt"
-#: Batches between two looks at what costs the device or the network to know: losses, and other devices' signals.
+#: Steps between two checks of what is slow to find out: the losses on the device, and the requests to other devices.
 LOOK = 10
-#: Requests in the order in which they win where devices got different ones.
-REQUESTS = (None, "stop", "requeue")
+#: Requests by rank: where devices received different requests, the last of them in this order is obeyed.
+REQUESTS: tuple[interruption.Request | None, ...] = (None, "stop", "requeue")
 
 
 def resumable(folder: Path, settings: Mapping[str, Any], echo: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint in `folder`, or None where there is none at all; nothing in a file is executed.
+    """Returns the newest complete checkpoint in `folder`, or None where the folder has no checkpoint.
 
-    A torn one with a whole one before it is told and set aside, so that the next save does not take the whole one's
-    place. Raises ConvReproError where all are torn, or where the newest is of a run with other settings.
+    Reading a checkpoint executes nothing in it. Where the newest checkpoint is damaged and the previous one is
+    complete, `resumable` reports the damaged one and renames it, so that the next save does not overwrite the complete
+    one with it. Raises ConvReproError where all checkpoints are damaged, or where the newest complete one is of a run
+    with other settings.
     """
-    torn: dict[Path, Exception] = {}
+    damaged: dict[Path, Exception] = {}
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
-            saved = read_checkpoint(path)["settings"]
-        except (ConvReproError, KeyError, OSError) as error:
-            torn[path] = error
+            saved = _settings_in(path)
+        except (ConvReproError, OSError) as error:
+            damaged[path] = error
             continue
         if any(saved.get(key, value) != value for key, value in settings.items()):
             raise ConvReproError(
                 f"{path} is of a run with other settings ({saved} instead of {settings}); move it away"
             )
-        for damaged, error in torn.items():
-            echo(f"{damaged} is no whole checkpoint ({error}); set aside for the one before it, {path.name}")
-            with suppress(FileNotFoundError):  # another process of this run has set it aside
-                damaged.replace(damaged.with_suffix(".torn"))
+        for other, reason in damaged.items():
+            echo(f"{other} is damaged ({reason}); the run continues from the checkpoint before it, {path.name}")
+            with suppress(FileNotFoundError):  # another process of this run has renamed it
+                other.replace(other.with_suffix(".torn"))
         return path
-    for path, error in torn.items():
-        raise ConvReproError(f"{path} is no checkpoint to continue from ({error}); delete it to start anew")
+    for path, reason in damaged.items():
+        raise ConvReproError(f"{path} cannot be resumed from ({reason}); delete it to start the run from the beginning")
     return None
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint to disk before it takes the last one's name, and keeps that as the previous one.
+def _settings_in(path: Path) -> Mapping[str, Any]:
+    settings = read_checkpoint(path).get("settings")
+    if not isinstance(settings, Mapping):
+        raise ConvReproError("it holds no settings of a run")
+    return settings
 
-    What cannot be written is not raised but kept as `failure`, for the other devices wait to hear of it.
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes each checkpoint completely before it replaces the last one, which is kept as the previous one.
+
+    Where a checkpoint cannot be written, the reason is kept as `failure` and not raised, because the other devices wait
+    until they receive it.
     """
 
     def __init__(self) -> None:
@@ -75,15 +85,15 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves `last.ckpt` after each epoch, every `every` steps if given, and when the run is asked to stop.
+    """Saves `last.ckpt` after each epoch, every `every` steps where given, and when the run is asked to stop.
 
-    A run ends here, on all devices after the same step: when it is interrupted, when a checkpoint cannot be written,
-    and when a loss or a weight is not finite. Nothing of that kind is saved, so that the newest checkpoint is healthy.
-    Steps are counted from 1, epochs from 0. Losses stay on the device between looks, and several devices agree on an
-    interruption at a look; a single one obeys at once.
+    This callback ends the run when it is interrupted, when a checkpoint cannot be written, and when a loss or a weight
+    is not finite. All devices end after the same step. Weights that are not finite are never saved, so that the newest
+    checkpoint is healthy. In messages, steps are counted from 1 and epochs from 0.
 
-    The last batch of an epoch is left to the epoch's end, after validation. Otherwise the validation would be
-    missing from a run that is resumed there.
+    Losses are checked every `LOOK` steps and remain on the device until then. A single device obeys an interruption at
+    once; several devices agree on it every `LOOK` steps. After the last batch of an epoch nothing is saved until the
+    validation is done; otherwise a run that is resumed there would lack that validation.
     """
 
     def __init__(self, folder: Path, every: int | None, files: WholeFiles) -> None:
@@ -117,7 +127,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer, pl_module)
-        if trainer.current_epoch + 1 < trainer.max_epochs:
+        if trainer.max_epochs is None or trainer.current_epoch + 1 < trainer.max_epochs:
             self._obey(trainer, _request(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -130,7 +140,8 @@ class Checkpoints(Checkpoint):
     def _obey(self, trainer: L.Trainer, request: interruption.Request | None) -> None:
         if request:
             saved = f"{self._saved} is saved, and the same command continues from it"
-            message = f"interrupted: {saved if self._saved else 'nothing to save yet; the same command starts anew'}"
+            unsaved = "there was nothing to save yet, and the same command starts from the beginning"
+            message = f"interrupted: {saved if self._saved else unsaved}"
             _end(trainer, Interrupted(message, requeue=request == "requeue"))
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -139,19 +150,19 @@ class Checkpoints(Checkpoint):
             self._diverged(trainer, f"the weights are not finite after {_step(trainer)}")
         trainer.save_checkpoint(self.path)
         if failure := trainer.strategy.broadcast(self.files.failure):
-            whole = f"{self._saved} is whole, and the same command continues from it"
-            _end(trainer, ConvReproError(f"{failure}; {whole if self._saved else 'nothing was saved before'}"))
+            saved = f"{self._saved} is complete, and the same command continues from it"
+            _end(trainer, ConvReproError(f"{failure}; {saved if self._saved else 'no checkpoint was saved before'}"))
         self._saved = f"{self.path} of {_step(trainer)}"
 
     def _check_losses(self, trainer: L.Trainer) -> None:
-        """End the run where a loss since the last look is not finite on any device."""
+        """Ends the run where a loss since the last check is not finite on any device."""
         if not self._losses:
             return
         steps, losses = zip(*self._losses, strict=True)
         self._losses.clear()
         finite = torch.stack(losses).isfinite()
-        first = torch.where(finite.all(), len(steps), finite.int().argmin())
-        first = int(trainer.strategy.reduce(first, reduce_op="min"))
+        own_first = torch.where(finite.all(), len(steps), finite.int().argmin())
+        first = int(trainer.strategy.reduce(own_first, reduce_op="min"))
         if first < len(steps):
             self._diverged(trainer, f"the loss of {_step(trainer, steps[first])} is not finite")
 
@@ -165,7 +176,7 @@ def _step(trainer: L.Trainer, step: int | None = None) -> str:
 
 
 def _request(trainer: L.Trainer) -> interruption.Request | None:
-    """What any device was asked for; several devices have to come here after the same step."""
+    """The request that any of the devices received. All devices must call this after the same step."""
     if trainer.world_size == 1:
         return interruption.requested()
     asked = torch.tensor(REQUESTS.index(interruption.requested()), device=trainer.strategy.root_device)
@@ -173,5 +184,8 @@ def _request(trainer: L.Trainer) -> interruption.Request | None:
 
 
 def _end(trainer: L.Trainer, error: ConvReproError) -> NoReturn:
-    """Raise `error` in the first process; the others leave in silence, lest an exit code of theirs have it killed."""
+    """Raises `error` in the first process, and exits with 0 in the others.
+
+    With another exit code of theirs, the launcher would kill the first process before it has reported the error.
+    """
     raise error if trainer.is_global_zero else SystemExit(0)

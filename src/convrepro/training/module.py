@@ -1,8 +1,8 @@
 """The LightningModule: classification loss, top-1 and top-5, optimizer and schedule from a recipe."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeGuard
 
 import lightning as L
 import torch
@@ -13,19 +13,43 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from convrepro.training.optim import build_optimizer, build_schedule
 
-#: Spacing between the seeds of two runs: larger than any run's number of steps, so that their random streams differ.
+#: Distance between the seeds of two runs. It exceeds the steps of any run, so that no two runs share a random stream.
 SEED_STRIDE = 1_000_003
 
 
+class SettlingOperator(Protocol):
+    """An operator that puts its parameters back in range after each step of the optimizer, as DeepShift does."""
+
+    def after_optimizer_step(self) -> None: ...
+
+
+class DecayingOperator(Protocol):
+    """An operator whose weight decay is a part of the loss, instead of acting on its latent parameters."""
+
+    latents: Iterable[Tensor]
+
+    def weight_penalty(self) -> Tensor: ...
+
+
+def _settles(module: nn.Module) -> TypeGuard[SettlingOperator]:
+    return hasattr(module, "after_optimizer_step")
+
+
+def _decays_by_loss(module: nn.Module) -> TypeGuard[DecayingOperator]:
+    return bool(getattr(module, "own_decay", False))
+
+
 class Classifier(L.LightningModule):
-    """Trains `network`, (B, C, H, W) images to (B, num_classes) logits, by cross-entropy.
+    """Trains `network`, which maps (B, C, H, W) images to (B, num_classes) logits, by cross-entropy.
 
-    Randomness in a step (dropout, stochastic rounding) is a function of (seed, step) alone, so that a run resumed at
-    any step continues exactly as an unbroken one. `history` holds a dict an epoch and is saved with the checkpoint, as
-    are the `settings` (network, operator with its knobs, overrides) that a checkpoint may be used with.
+    The randomness of a step (dropout, stochastic rounding) is a function of seed and step alone, so that a run that is
+    resumed at any step continues exactly as an uninterrupted one.
 
-    Operators that say so (`own_decay`) get the recipe's weight decay through the loss, as their `weight_penalty()`, and
-    none from the optimizer on their latents. The loss in the history is the cross-entropy alone.
+    `history` holds a dict for each epoch. A checkpoint contains it, and the `settings` with which alone the checkpoint
+    may be resumed: network, operator with its knobs, overrides.
+
+    Operators whose `own_decay` is true get the recipe's weight decay as a part of the loss, by their
+    `weight_penalty()`; the optimizer does not decay their latents. The loss in the history is the cross-entropy alone.
     """
 
     def __init__(
@@ -47,10 +71,10 @@ class Classifier(L.LightningModule):
         self.history: list[dict[str, float]] = []
         self.top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes), validate_args=False)
-        self._after_step = [m.after_optimizer_step for m in network.modules() if hasattr(m, "after_optimizer_step")]
+        self._after_step = [m.after_optimizer_step for m in network.modules() if _settles(m)]
         self._decay = recipe["optimizer"]["weight_decay"]
-        self._penalised = [m for m in network.modules() if getattr(m, "own_decay", False)] if self._decay else []
-        self._sums = {"train": [0.0, 0], "val": [0.0, 0]}
+        self._penalised = [m for m in network.modules() if _decays_by_loss(m)] if self._decay else []
+        self._sums: dict[str, list[Tensor | float]] = {"train": [0.0, 0], "val": [0.0, 0]}
         self._started = time.monotonic()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,7 +100,7 @@ class Classifier(L.LightningModule):
         self._settle()
 
     def _settle(self) -> None:
-        """Let operators put their parameters back in range, as DeepShift's latents need after each step."""
+        """Lets operators put their parameters back in range."""
         for settle in self._after_step:
             settle()
 
@@ -85,7 +109,7 @@ class Classifier(L.LightningModule):
         self._sums["train"] = [0.0, 0]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # torch.manual_seed also notes the seed for absent devices, with a stack trace each: a third of a small step
+        # torch.manual_seed also seeds devices that are absent, each with a stack trace: a third of a small step's time
         seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed(self.seed * SEED_STRIDE + self.trainer.fit_loop.total_batch_idx)
         self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -120,7 +144,7 @@ class Classifier(L.LightningModule):
             self._close_epoch()
 
     def _close_epoch(self) -> None:
-        """One line of history."""
+        """Appends the epoch to the history."""
         when = {"epoch": self.current_epoch, "step": self.trainer.global_step}
         trained = {"train/loss": self._mean("train"), "lr": self._rate}
         seconds = round(time.monotonic() - self._started, 3)
@@ -130,14 +154,14 @@ class Classifier(L.LightningModule):
         checkpoint["history"] = self.history
         checkpoint["settings"] = self.settings
         own = torch.tensor([float(value) for value in self._sums["train"]], device=self.device)
-        checkpoint["train_sum"] = self.trainer.strategy.all_gather(own).view(-1, 2).tolist()  # a row a device
+        checkpoint["train_sum"] = self.trainer.strategy.all_gather(own).view(-1, 2).tolist()  # a row for each device
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = list(checkpoint["history"])
         sums = torch.tensor(checkpoint["train_sum"]).view(-1, 2)
         if len(sums) == self.trainer.world_size:
             own = sums[self.trainer.global_rank]
-        else:  # of another number of devices: the first one takes over all of it
+        else:  # the checkpoint is of another number of devices: the first device takes over the sums of all
             own = sums.sum(dim=0) * self.trainer.is_global_zero
         self._sums["train"] = own.tolist()
 
@@ -147,7 +171,13 @@ class Classifier(L.LightningModule):
         total[1] += examples
 
     def _mean(self, split: str) -> float:
-        loss, examples = self._sums[split]
-        both = torch.tensor([float(loss), float(examples)], device=self.device)
-        loss, examples = self.trainer.strategy.reduce(both, reduce_op="sum").tolist()
+        own = torch.tensor([float(value) for value in self._sums[split]], device=self.device)
+        loss, examples = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
         return loss / max(examples, 1)
+
+
+def history_of(module: L.LightningModule) -> list[dict[str, float]]:
+    """The history of a `Classifier`, for callbacks; raises TypeError for another module."""
+    if not isinstance(module, Classifier):
+        raise TypeError(f"{type(module).__name__} has no history; a Classifier has one")
+    return module.history

@@ -1,4 +1,4 @@
-"""Optimizers by timm's factory and schedules from torch or timm, as a recipe names them."""
+"""Builds the optimizer and the schedule that a recipe names: optimizers of timm, schedules of torch or timm."""
 
 import difflib
 import inspect
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from convrepro.errors import ConvReproError
 
-#: Arguments of schedules that are counted in epochs, and so shrink when a budget trains fewer.
+#: Arguments of schedules that are counted in epochs; they shrink where a budget trains fewer epochs than the recipe.
 EPOCH_ARGUMENTS = ("milestones", "step_size", "T_max", "T_0", "total_iters", "decay_epochs", "decay_milestones")
 TIMM_SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly")
 
@@ -21,11 +21,11 @@ TIMM_SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly")
 def build_optimizer(
     parameters: Iterable[torch.nn.Parameter], recipe: Mapping[str, Any], undecayed: Iterable[torch.Tensor] = ()
 ) -> Optimizer:
-    """The recipe's optimizer over all `parameters`, weight decay on each of them but those among `undecayed`.
+    """Builds the recipe's optimizer over `parameters`, with weight decay on all of them except those in `undecayed`.
 
-    These are in a second group; without any there is one.
+    The parameters in `undecayed` form a second parameter group; where it is empty, there is one group.
 
-    Raises ConvReproError for a name that timm does not know or an argument that the optimizer refuses.
+    Raises ConvReproError for a name that timm does not know, or an argument that the optimizer rejects.
     """
     wanted = recipe["optimizer"]
     name = wanted["name"]
@@ -40,7 +40,7 @@ def build_optimizer(
         rest = [p for p in groups if id(p) in spared]
         groups = [{"params": [p for p in groups if id(p) not in spared]}, {"params": rest, "weight_decay": 0.0}]
     if name == "sgd" and not wanted["nesterov"]:
-        name = "momentum"  # timm's name for SGD without Nesterov's momentum; its own "sgd" has it
+        name = "momentum"  # timm's "sgd" has Nesterov's momentum; "momentum" is SGD without it
     try:
         return timm.optim.create_optimizer_v2(
             groups,
@@ -55,9 +55,9 @@ def build_optimizer(
 
 
 def build_schedule(optimizer: Optimizer, recipe: Mapping[str, Any], epochs: int) -> Any | None:
-    """The recipe's schedule, to be stepped once an epoch; None for `constant`.
+    """Builds the recipe's schedule, a torch `LRScheduler` or a timm `Scheduler`; returns None for `constant`.
 
-    Returns a torch `LRScheduler` or a timm `Scheduler`. Where `epochs` is below the recipe's, arguments counted in
+    The schedule is stepped once an epoch. Where `epochs` is less than the recipe's, arguments that are counted in
     epochs shrink in proportion. Raises ConvReproError for an unknown name or argument.
     """
     name = recipe["schedule"]["name"]
@@ -79,7 +79,7 @@ def build_schedule(optimizer: Optimizer, recipe: Mapping[str, Any], epochs: int)
 
 
 def shrink(arguments: dict[str, Any], factor: float) -> dict[str, Any]:
-    """`arguments` with those counted in epochs multiplied by `factor`, at least one epoch each."""
+    """Returns `arguments` with those that are counted in epochs multiplied by `factor`, to at least one epoch."""
 
     def scale(value: Any) -> Any:
         return [scale(v) for v in value] if isinstance(value, (list, tuple)) else max(1, round(value * factor))

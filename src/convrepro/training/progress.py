@@ -1,4 +1,4 @@
-"""What a person or a program that watches a run sees: a bar, a line an epoch, `progress.json`."""
+"""Callbacks that show the progress of a run: a progress bar, a line for each epoch, and `progress.json`."""
 
 import math
 import sys
@@ -13,16 +13,17 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from convrepro.runs.folder import write_progress
+from convrepro.training.module import history_of
 
-#: Seconds from one `progress.json` to the next within an epoch.
+#: Seconds between two updates of `progress.json` within an epoch.
 INTERVAL = 5
 
 
 class Progress(Callback):
-    """Prints a line when an epoch ends, keeps `progress.json` up to date, and measures how fast the training is.
+    """Prints a line after each epoch, keeps `progress.json` up to date, and measures the speed of the training.
 
-    `speeds` holds the training images a second of each epoch, all devices together, validation and saving left out.
-    It is saved with the checkpoint.
+    `speeds` holds the training images per second of each epoch, over all devices, without validation and saving. It is
+    saved with the checkpoint.
     """
 
     def __init__(self, folder: Path, epochs: int, echo: Callable[[str], None]) -> None:
@@ -33,7 +34,7 @@ class Progress(Callback):
 
     @property
     def images_per_second(self) -> float | None:
-        """The median over epochs; None where none was trained."""
+        """The median over the epochs; None before the first epoch has ended."""
         return round(median(self.speeds), 1) if self.speeds else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,7 +45,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._first = time.monotonic(), _batches(trainer)
-        self.on_train_epoch_start(trainer, pl_module)  # not called for an epoch that is resumed inside
+        self.on_train_epoch_start(trainer, pl_module)  # Lightning does not call it for an epoch that is resumed midway
         self._write(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,20 +59,20 @@ class Progress(Callback):
             self._write(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
-            self.speeds.append(self._speed())
+        if trainer.state.fn == TrainerFn.FITTING and (speed := self._speed()) is not None:
+            self.speeds.append(speed)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer)
         if not trainer.is_global_zero:
             return
-        line = pl_module.history[-1]
-        best = max(past["val/top1"] for past in pl_module.history)
+        history = history_of(pl_module)
+        last, best = history[-1], max(epoch["val/top1"] for epoch in history)
         left = int(self._left(trainer) or 0)
-        odd = "" if math.isfinite(line["val/loss"]) else f"  validation loss {line['val/loss']}"
+        odd = "" if math.isfinite(last["val/loss"]) else f"  validation loss {last['val/loss']}"
         self.echo(
-            f"  epoch {line['epoch'] + 1}/{self.epochs}  loss {line['train/loss']:.4f}  top-1 {line['val/top1']:.2f} %"
-            f"  best {best:.2f} %  {line['seconds']:.1f} s  left {left // 60}:{left % 60:02d}{odd}"
+            f"  epoch {last['epoch'] + 1}/{self.epochs}  loss {last['train/loss']:.4f}  top-1 {last['val/top1']:.2f} %"
+            f"  best {best:.2f} %  {last['seconds']:.1f} s  left {left // 60}:{left % 60:02d}{odd}"
         )
 
     def _write(self, trainer: L.Trainer) -> None:
@@ -88,12 +89,12 @@ class Progress(Callback):
             )
 
     def _speed(self) -> float | None:
-        """Training images a second since the epoch, or this process's part of it, began."""
+        """Training images per second in this epoch, since its start or since the run was resumed in it."""
         seconds = time.monotonic() - self._epoch_started
         return round(self._images / seconds, 1) if self._images else None
 
     def _left(self, trainer: L.Trainer) -> float | None:
-        """Seconds that the remaining batches need at this process's pace so far, validation included."""
+        """Seconds that the remaining batches take, with validation, at the pace of this process so far."""
         done = _batches(trainer)
         if done == self._first:
             return None
@@ -102,23 +103,23 @@ class Progress(Callback):
 
 
 def _batches(trainer: L.Trainer) -> int:
-    """Batches trained since the run's beginning."""
+    """The number of batches that were trained since the beginning of the run."""
     return trainer.fit_loop.total_batch_idx + 1
 
 
 class EpochLog(Callback):
-    """Hands the module's history to `catch_up` when the training starts or continues, and after each epoch."""
+    """Calls `catch_up` with the module's history when the training starts or is resumed, and after each validation."""
 
     def __init__(self, catch_up: Callable[[Sequence[Mapping[str, Any]]], None]) -> None:
         self.catch_up = catch_up
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.catch_up(pl_module.history)
+        self.catch_up(history_of(pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.catch_up(pl_module.history)
+        self.catch_up(history_of(pl_module))
 
 
 def bar() -> list[Callback]:
-    """The bar within an epoch, where someone is looking."""
+    """The progress bar within an epoch, where standard error is a terminal."""
     return [TQDMProgressBar(refresh_rate=20, leave=False)] if sys.stderr.isatty() else []

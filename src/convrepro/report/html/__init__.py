@@ -1,4 +1,4 @@
-"""A single HTML page of all tables, that needs neither a network nor other files."""
+"""A single HTML page of all tables. The page needs no network and no other files."""
 
 from convrepro.report.html.page import Entry, render_page
 

@@ -1,6 +1,6 @@
-"""What the page says of a table, as plain data for the template."""
+"""The content of the HTML page for one table, as plain data for the template."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -24,8 +24,15 @@ GOOD, BAD = {"reproduced", "static-ok", "holds"}, {"off", "static-off", "fails"}
 
 @dataclass(frozen=True)
 class Value:
-    """A cell: its text, the number that it sorts by ("" for none), what is said of it, the number of its source (0 for
-    none), and the word for its look."""
+    """A cell of a table.
+
+    Attributes:
+        text: the text that is shown.
+        sort: the number by which the column is sorted; "" where there is none.
+        tip: the text of the tooltip.
+        source: the number of the value's source in the list of sources; 0 where there is none.
+        look: the CSS class of the cell.
+    """
 
     text: str
     sort: str = ""
@@ -36,7 +43,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table of the page: its name, its cells, its verdict in words, the verdicts that it has."""
+    """A row of a table: its label, its cells, its verdict in words, and the kinds of verdict in it."""
 
     label: str
     cells: tuple[Value, ...]
@@ -45,14 +52,14 @@ class Line:
 
     @property
     def look(self) -> str:
-        """`bad` where a verdict is, `good` where all are, else `open`."""
+        """The CSS class of the verdict: `bad` where any verdict is bad, `good` where all are good, else `open`."""
         found = set(self.verdicts)
         return "bad" if found & BAD else "good" if found and found <= GOOD else "open"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table of a paper."""
+    """The section of the page for one table of a paper."""
 
     anchor: str
     name: str
@@ -80,14 +87,14 @@ def section(
     proxies: Mapping[str, Results],
     pictures: Sequence[tuple[str, Markup]],
 ) -> Section:
-    """All that the page says of the table; `pictures` are (description, SVG)."""
+    """Builds the section of the table; `pictures` are pairs of description and SVG."""
     published = {name: any(row.published.get(name) for row in table.rows) for name in table.metrics}
     columns = {name: column_titles(metric, published[name]) for name, metric in table.metrics.items()}
     sources = _sources(table)
     rows = tuple(_line(table, row, statics, results, columns, sources) for row in table.rows)
     named = {name: name if metric.unit == "1" else f"{name} ({metric.unit})" for name, metric in table.metrics.items()}
     proxy_titles, proxy_lines = proxies_grid(table, proxies) if proxies else ([], [])
-    trained = [name for name, metric in table.metrics.items() if isinstance(metric, Trained)]
+    trained = {name: metric for name, metric in table.metrics.items() if isinstance(metric, Trained)}
     return Section(
         anchor=table.name.replace("/", "-"),
         name=table.name,
@@ -101,7 +108,7 @@ def section(
         claims=_claims(table, statics, results),
         sources=tuple(sources),
         remarks={heading: [" ".join(item.split()) for item in items] for heading, items in remarks(table).items()},
-        runs=tuple(_runs(table, results, trained)),
+        runs=tuple(_runs(table, results, trained.values())),
         run_titles=("row", "seed", *(named[name] for name in trained), "time (s)", "device", "commit"),
         proxies=tuple(map(tuple, proxy_lines)),
         proxy_titles=tuple(title for _, title in proxy_titles),
@@ -110,14 +117,14 @@ def section(
 
 
 def _sources(table: Table) -> dict[tuple[str, str], int]:
-    """(confidence, source) -> number, of all values that the table publishes."""
+    """The numbers of the sources of the table's published values, by confidence and source."""
     found = [
         (value.confidence, " ".join(value.source.split()))
         for row in table.rows
         for name in table.metrics
         if (value := row.published.get(name)) and value.value is not None
     ]
-    return {told: number for number, told in enumerate(dict.fromkeys(found), 1)}
+    return {source: number for number, source in enumerate(dict.fromkeys(found), 1)}
 
 
 def _line(
@@ -143,13 +150,13 @@ def _published(cell: Cell, sources: Mapping[tuple[str, str], int]) -> Value:
         return Value(published_text(cell))
     source = " ".join(published.source.split())
     number = sources[published.confidence, source]
-    return Value(published_text(cell), str(published.value), _told(published, source), number, published.confidence)
+    return Value(published_text(cell), str(published.value), _tip(published, source), number, published.confidence)
 
 
-def _told(published: Published, source: str) -> str:
-    words = {"": f"{published.confidence}: {source}", "note": published.note, "cause": published.cause}
-    words["erratum"] = published.erratum
-    parts = (f"{word}: {text}" if word else text for word, text in words.items() if text)
+def _tip(published: Published, source: str) -> str:
+    texts = {"": f"{published.confidence}: {source}", "note": published.note, "cause": published.cause}
+    texts["erratum"] = published.erratum
+    parts = (f"{key}: {text}" if key else text for key, text in texts.items() if text)
     return "; ".join(" ".join(part.split()) for part in parts)
 
 
@@ -172,12 +179,13 @@ def _claims(table: Table, statics: Statics, results: Results) -> tuple[Line, ...
     return tuple(lines)
 
 
-def _runs(table: Table, results: Results, trained: Sequence[str]) -> list[tuple[str, ...]]:
-    """A line for each run: its values as measured, how long it took, where, and from which commit."""
+def _runs(table: Table, results: Results, trained: Iterable[Trained]) -> list[tuple[str, ...]]:
+    """A line for each run: its measured values, its time, its device and its commit."""
+    metrics = list(trained)
     lines = []
     for row in table.rows:
         for seed, run in sorted(results.get(row.id, {}).items()):
-            values = [measured(run, table.metrics[name]) for name in trained]
+            values = [measured(run, metric) for metric in metrics]
             shown = ["" if value is None else f"{float(value):.2f}" for value in values]
             environment = run.get("environment") or {}
             seconds = (run.get("time") or {}).get("seconds")

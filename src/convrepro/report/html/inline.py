@@ -1,4 +1,4 @@
-"""An SVG file as a part of an HTML page: names of its own, and colours that follow the page."""
+"""Prepares an SVG file for use inside an HTML page: makes its ids unique, and its colours those of the page."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -13,7 +13,7 @@ LEFT_OUT = ("title", "metadata", "style")
 
 
 def inline_svg(text: str, name: str) -> Markup:
-    """The drawing with `name` before each of its ids, without title, metadata, style sheet and fixed size."""
+    """Returns the drawing with `name` as prefix of each id, and without title, metadata, style sheet and fixed size."""
     root = ElementTree.fromstring(text)
     for parent in list(root.iter()):
         for child in list(parent):

@@ -1,4 +1,4 @@
-"""Fills the template of the page. What the tables, the evidence and the counts say goes through its escaping."""
+"""Fills the template of the HTML page. The template escapes all texts of tables, evidence and counts."""
 
 from base64 import b64encode
 from collections import Counter
@@ -24,18 +24,18 @@ VERDICTS = {
     "either": ("unverified", "quoted"),
     "claims": ("holds", "fails", "unknown"),
 }
-"""What the page can be filtered by."""
+"""The verdicts by which the page can be filtered."""
 BOARD = {
     "static": ("counted", {"static-ok": "ok", "static-off": "off"}),
     "trained": ("trained", {}),
     "claims": ("claims", {"holds": "hold", "fails": "fail"}),
 }
-"""The list of tables: kind of verdict -> heading, and the verdicts that have a shorter name there."""
+"""The columns of the list of tables by kind of verdict: the heading, and shorter names of verdicts."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A table with our counts, its runs, and the runs that are compared with nothing, by what makes them so."""
+    """A table with our counts and its runs; `proxies` are runs that are not compared, by what makes them proxies."""
 
     table: Table
     statics: Statics
@@ -44,7 +44,7 @@ class Entry:
 
 
 def render_page(entries: Iterable[Entry]) -> str:
-    """The page of these tables, in their order. The same input gives the same text."""
+    """Renders the page of these tables, in their order. The same input gives the same text."""
     entries = list(entries)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -76,8 +76,11 @@ def _overview(entries: Sequence[Entry]) -> tuple[str, Markup] | None:
 
 
 def _board(entries: Sequence[Entry]) -> dict[str, list]:
-    """How many values and claims of each table have each verdict that occurs: headings with their width, titles, lines
-    as the table's name with its numbers."""
+    """The list of tables: how many values and claims of each table have each verdict that occurs.
+
+    "groups" are headings with their number of columns, "titles" those of the columns, and "lines" hold the name and the
+    numbers of each table.
+    """
     tallies = [tally(entry.table, entry.statics, entry.results) for entry in entries]
     order = list(dict.fromkeys(verdict for verdicts in VERDICTS.values() for verdict in verdicts))
     columns = {kind: [v for v in order if any(numbers[kind].get(v) for numbers in tallies)] for kind in BOARD}
@@ -95,7 +98,7 @@ def _numbers(numbers: Mapping[str, Mapping[str, int]], columns: Mapping[str, Seq
 
 
 def _filters(sections: Iterable[Section]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """The verdicts that occur, by group, with the number of rows that have them."""
+    """The verdicts that occur, by group, each with the number of rows that have it."""
     numbers = Counter(verdict for s in sections for line in (*s.rows, *s.claims) for verdict in line.verdicts)
     groups = ((group, [(v, numbers[v]) for v in verdicts if numbers[v]]) for group, verdicts in VERDICTS.items())
     return [(group, found) for group, found in groups if found]

@@ -1,4 +1,4 @@
-"""Pictures of a table: accuracy against cost, published against recomputed cost, learning curves."""
+"""Plots of a table: accuracy against cost, published against recomputed cost, learning curves."""
 
 from convrepro.report.plots.figures import Figure, costs, figures
 

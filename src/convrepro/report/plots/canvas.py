@@ -1,7 +1,8 @@
-"""Parts of a picture: title and legend, axes and their scale, marks, and labels that cover nothing; all in points."""
+"""Draws the parts of a picture: title and legend, axes with their scale, marks, and labels. Lengths are in points."""
 
 from collections.abc import Iterable, Sequence
 from math import floor, log10
+from typing import TYPE_CHECKING, TypedDict
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,9 +16,22 @@ from convrepro.report.plots.figures import Dot, Figure
 from convrepro.report.plots.labels import Box, Size, Spot, leader, place_labels
 from convrepro.report.plots.style import HEAD, MARK, MARKS, MUTED, SMALL, TEXT, WIDTH, WORDS
 
+if TYPE_CHECKING:
+    from matplotlib.typing import LineStyleType
+
+
+class Look(TypedDict):
+    """Shape, size and colours of a mark, by matplotlib's names."""
+
+    marker: str
+    ms: float
+    mfc: str
+    mec: str
+    mew: float
+
 
 def new_canvas(figure: Figure, height: float, marks: Sequence[str] = (), note: str = "") -> Canvas:
-    """An empty picture with title, note and legend; `height` is without them, in points."""
+    """An empty picture with title, note and legend; `height` is the height without them, in points."""
     canvas = Canvas(figsize=(WIDTH / 72, (height + HEAD) / 72))
     FigureCanvasAgg(canvas)
     top = height + HEAD
@@ -38,8 +52,8 @@ def _handle(mark: str) -> Line2D:
     return Line2D([], [], linestyle="", label=WORDS[mark], **look(mark))
 
 
-def look(mark: str) -> dict[str, object]:
-    """The mark's shape, size and colours, as matplotlib names them."""
+def look(mark: str) -> Look:
+    """The look of a mark of this kind."""
     style = MARKS[mark]
     size = MARK if style["marker"] in "oX^" else MARK - 1.5
     face = "none" if style["hollow"] else style["color"]
@@ -47,22 +61,22 @@ def look(mark: str) -> dict[str, object]:
 
 
 def add_axes(canvas: Canvas, left: float, bottom: float, right: float, top: float) -> Axes:
-    """Axes whose frame keeps these distances from the edges, in points."""
+    """Adds axes whose frame has these distances from the edges of the picture."""
     height = height_of(canvas)
     return canvas.add_axes(
         (left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, (height - bottom - top) / height)
     )
 
 
-def stroke(canvas: Canvas, start: Spot, end: Spot, color: str, width: float, style: object = "-") -> None:
-    """A line anywhere in the picture."""
+def stroke(canvas: Canvas, start: Spot, end: Spot, color: str, width: float, style: "LineStyleType" = "-") -> None:
+    """Draws a line anywhere in the picture."""
     height = height_of(canvas)
     xs, ys = [start[0] / WIDTH, end[0] / WIDTH], [start[1] / height, end[1] / height]
     canvas.add_artist(Line2D(xs, ys, color=color, lw=width, linestyle=style, transform=canvas.transFigure))
 
 
 def write_labels(canvas: Canvas, ax: Axes, labelled: Sequence[tuple[str, Dot]], obstacles: Sequence[Box]) -> None:
-    """Write each dot's label where it covers nothing, with a line to the dot where it stands apart."""
+    """Writes the label of each dot at a free place near it, with a line to the dot where the place is distant."""
     spots = [spot_of(ax, dot.x, dot.y) for _, dot in labelled]
     sizes = [text_size(label) for label, _ in labelled]
     frame = ax.get_window_extent()
@@ -77,19 +91,19 @@ def write_labels(canvas: Canvas, ax: Axes, labelled: Sequence[tuple[str, Dot]], 
 
 
 def spot_of(ax: Axes, x: float, y: float) -> Spot:
-    """Where a point of the axes is in the picture."""
+    """The position in the picture of a point of the axes."""
     spot = ax.transData.transform((x, y))
     return float(spot[0]), float(spot[1])
 
 
 def box_of(ax: Axes, dot: Dot, size: float = MARK) -> Box:
-    """What a dot covers, with its error bar."""
+    """The box that a dot covers with its error bar."""
     (x, low), (_, high) = spot_of(ax, dot.x, dot.y - dot.error), spot_of(ax, dot.x, dot.y + dot.error)
     return x - size / 2, low - size / 2, x + size / 2, high + size / 2
 
 
 def text_size(text: str) -> Size:
-    """Width and height of a small label, letters that go below the line included."""
+    """Width and height of a small label, including letters that extend below the line."""
     lines = text.split("\n")
     font = FontProperties(size=SMALL)
     widths = [TextToPath().get_text_width_height_descent(line, font, False)[0] for line in lines]
@@ -102,7 +116,7 @@ def height_of(canvas: Canvas) -> float:
 
 
 def set_scale(ax: Axes, axis: str, values: Sequence[float], *, log: bool = False) -> None:
-    """Limits with room around the values; on a logarithmic axis ticks at round ones."""
+    """Sets the limits of an axis with room around the values; a logarithmic axis also gets ticks at round values."""
     low, high = min(values), max(values)
     set_limits = getattr(ax, f"set_{axis}lim")
     if not log:
@@ -118,7 +132,7 @@ def set_scale(ax: Axes, axis: str, values: Sequence[float], *, log: bool = False
 
 
 def _round_values(low: float, high: float) -> list[float]:
-    """Round values between two, evenly on a logarithmic axis: powers of ten where these are far apart."""
+    """Round values from `low` to `high` for a logarithmic axis: only powers of ten where the range is large."""
     if high < 2 * low:
         return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
     decades = range(floor(log10(low)), floor(log10(high)) + 1)
@@ -127,7 +141,7 @@ def _round_values(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    """12000 -> 12k."""
+    """A short form of a value, such as 12k for 12000."""
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= scale:
             return f"{value / scale:g}{unit}"
@@ -135,13 +149,19 @@ def _short(value: float) -> str:
 
 
 def draw_marks(ax: Axes, dots: Sequence[Dot], error_along: str = "y") -> None:
-    """The dots, kind by kind, with their error bars along an axis. In an SVG a kind is the group `<mark>-<axes>`."""
+    """Draws the dots, kind by kind, with their error bars along an axis.
+
+    In an SVG file, the dots of a kind are the group `<mark>-<number of the axes>`.
+    """
     panel = len(ax.figure.axes)
     for mark in MARKS:
         kind = [dot for dot in dots if dot.mark == mark]
         for i, dot in enumerate(dot for dot in kind if dot.error):
-            bar = {f"{error_along}err": dot.error, "ecolor": MARKS[mark]["color"], "elinewidth": 1, "capsize": 2.5}
-            _, _, (line,) = ax.errorbar(dot.x, dot.y, fmt="none", zorder=2, **bar)
+            xerr, yerr = (dot.error, None) if error_along == "x" else (None, dot.error)
+            color = MARKS[mark]["color"]
+            _, _, (line,) = ax.errorbar(
+                dot.x, dot.y, yerr, xerr, fmt="none", zorder=2, ecolor=color, elinewidth=1, capsize=2.5
+            )
             line.set_gid(f"error-{mark}-{panel}-{i}")
         if kind:
             xs, ys = [dot.x for dot in kind], [dot.y for dot in kind]
@@ -149,7 +169,7 @@ def draw_marks(ax: Axes, dots: Sequence[Dot], error_along: str = "y") -> None:
 
 
 def draw_links(ax: Axes, pairs: Iterable[tuple[Dot | None, Dot | None]]) -> None:
-    """A line between the two dots of each pair that has both."""
+    """Draws a line between the two dots of each pair, where the pair has both."""
     for one, other in pairs:
         if one and other:
             ax.plot((one.x, other.x), (one.y, other.y), color=MUTED, lw=0.7, zorder=1)

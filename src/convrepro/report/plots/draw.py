@@ -1,9 +1,10 @@
 """Draws figures with matplotlib. The same figure gives the same bytes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -44,7 +45,7 @@ from convrepro.report.plots.style import HEAD, LINE, LINES, MUTED, SMALL, STYLE,
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG with text as text, its digest and title in the metadata, and no date."""
+    """The figure as SVG. Texts remain texts; the metadata contain title and digest, and no date."""
     facts = {"Title": describe(figure), "Identifier": figure.digest, "Date": None, "Creator": None, "Type": None}
     return _saved(figure, "svg", metadata=facts).decode()
 
@@ -55,7 +56,7 @@ def png(figure: Figure) -> bytes:
 
 
 def describe(figure: Figure) -> str:
-    """One sentence for whoever does not see the figure."""
+    """A sentence that describes the figure for readers who cannot see it."""
     where = figure.table or "all tables"
     match figure:
         case Accuracy():
@@ -72,18 +73,20 @@ def describe(figure: Figure) -> str:
         case Speeds():
             slower = sum(any(dot.y > 1 for dot in dots) for _, dots in figure.points)
             return f"time against MACs of {len(figure.points)} operators; {slower} are slower than what they replace"
-    raise TypeError(f"{figure!r} is no figure that can be drawn")
+    raise TypeError(f"{type(figure).__name__} is not a kind of figure that can be drawn")
 
 
-def _saved(figure: Figure, form: str, **options: object) -> bytes:
+def _saved(
+    figure: Figure, form: str, metadata: Mapping[str, str | None], dpi: float | Literal["figure"] = "figure"
+) -> bytes:
     with matplotlib.rc_context(STYLE):
         stream = io.BytesIO()
-        draw(figure).savefig(stream, format=form, **options)
+        draw(figure).savefig(stream, format=form, metadata=metadata, dpi=dpi)
         return stream.getvalue()
 
 
 def draw(figure: Figure) -> Canvas:
-    """The figure as matplotlib's."""
+    """Draws the figure; returns matplotlib's figure."""
     with matplotlib.rc_context(STYLE):
         match figure:
             case Accuracy():
@@ -96,7 +99,7 @@ def draw(figure: Figure) -> Canvas:
                 return _curves(figure)
             case Speeds():
                 return _speeds(figure)
-    raise TypeError(f"{figure!r} is no figure that can be drawn")
+    raise TypeError(f"{type(figure).__name__} is not a kind of figure that can be drawn")
 
 
 def _accuracy(figure: Accuracy) -> Canvas:
@@ -122,7 +125,7 @@ def _pairs(canvas: Canvas, ax: Axes, pairs: Sequence[Pair]) -> None:
     dots = _dots(pairs)
     draw_links(ax, [(pair.published, pair.ours) for pair in pairs])
     draw_marks(ax, dots)
-    labelled = [(_labelled(pair), pair.published or pair.ours) for pair in pairs]
+    labelled = [(_labelled(pair), dot) for pair in pairs if (dot := pair.labelled)]
     write_labels(canvas, ax, labelled, [box_of(ax, dot) for dot in dots])
 
 
@@ -169,7 +172,7 @@ def _costs(figure: Costs) -> Canvas:
 
 
 def _identity(canvas: Canvas, ax: Axes, points: Sequence[Cost]) -> None:
-    """Points about the line where both values are the same."""
+    """Draws the points, and the line on which both values are the same."""
     dots = [point.dot for point in points]
     for axis in "xy":
         set_scale(ax, axis, [value for dot in dots for value in (dot.x, dot.y)], log=True)
@@ -182,7 +185,7 @@ def _identity(canvas: Canvas, ax: Axes, points: Sequence[Cost]) -> None:
 
 
 def _speeds(figure: Speeds) -> Canvas:
-    """Shares of time over shares of MACs, with the lines of no gain, and of a gain as large as that in MACs."""
+    """Shares of time over shares of MACs, with one line for no speed-up and one for the speed-up of the MACs."""
     dots = [dot for _, several in figure.points for dot in several]
     note = "solid: as much as the dense network; dashed: as the MACs promise"
     canvas = new_canvas(figure, 380, [dot.mark for dot in dots], note)
@@ -225,19 +228,19 @@ def _curves(figure: Curves) -> Canvas:
 
 
 def _ended(curve: Curve, seeds: set[int]) -> str:
-    """A curve's label with its last value, and its number of seeds where these differ."""
+    """The label of a curve with its last value, and with its number of seeds where this differs between curves."""
     number = f" ({curve.seeds} seed{'s' * (curve.seeds > 1)})" if seeds else ""
     return f"{curve.label} {curve.mean[-1]:.2f}{number}"
 
 
 def _panel(canvas: Canvas, ax: Axes, panel: Panel, labels: Sequence[str]) -> None:
-    """Curves, and to their right the labels at the height of their ends."""
+    """Draws the curves of a panel, and to the right of them the labels, at the height of the curves' ends."""
     for i, (curve, (color, line)) in enumerate(zip(panel.curves, cycle(LINES), strict=False)):
         epochs, name = range(1, len(curve.mean) + 1), f"{len(canvas.axes)}-{i}"
         ax.fill_between(epochs, curve.low, curve.high, color=color, alpha=0.18, lw=0, gid=f"band-{name}")
         ax.plot(epochs, curve.mean, color=color, linestyle=line, lw=1.5, gid=f"curve-{name}")
     ax.set_xlim(1, max(len(curve.mean) for curve in panel.curves))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     frame = ax.get_window_extent()
     edge = float(frame.x1) + 6
     ends = [spot_of(ax, len(curve.mean), curve.mean[-1]) for curve in panel.curves]

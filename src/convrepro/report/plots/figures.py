@@ -1,11 +1,11 @@
-"""What there is to draw of a table, as plain data: points, pairs and curves with their marks. Draws nothing."""
+"""The figures of a table as plain data: points, pairs and curves with their marks. The module `draw` draws them."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from math import floor, log10
-from typing import ClassVar
+from typing import ClassVar, SupportsFloat
 
 from convrepro.complexity.rules import RULES
 from convrepro.tables import UNITS, Cell, Counted, Metric, Results, Row, Statics, Table, Trained, judge
@@ -15,16 +15,16 @@ PUBLISHED, RECALLED, QUOTED, OURS, PARTIAL = "published", "recalled", "quoted", 
 EXACT, OFF = "exact", "off"
 
 MIN_PAIRS = 4
-"""Fewest rows with a cost that are drawn against it."""
+"""The least number of rows with a cost for a plot of accuracy against that cost."""
 MIN_COSTS = 5
-"""Fewest published costs that are drawn against ours."""
+"""The least number of published costs for a plot of published against recomputed costs."""
 PANEL = 6
-"""Most learning curves in one panel."""
+"""The largest number of learning curves in one panel."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A point; `error` is the standard deviation of y over seeds, `mark` the kind of value that it is."""
+    """A point. `error` is the standard deviation of y over the seeds, and `mark` the kind of value."""
 
     x: float
     y: float
@@ -34,16 +34,21 @@ class Dot:
 
 @dataclass(frozen=True)
 class Pair:
-    """A row's published and own value, either of which may be missing. `recalled` labels bear a `~`."""
+    """The published value and our value of a row; either may be missing."""
 
     label: str
     published: Dot | None
     ours: Dot | None
 
+    @property
+    def labelled(self) -> Dot | None:
+        """The dot beside which the label is written."""
+        return self.published or self.ours
+
 
 @dataclass(frozen=True)
 class Figure:
-    """What every figure has: the table's name and title (for all tables together "" and a title)."""
+    """A figure. `table` and `title` are those of its table; a figure of all tables has "" and a title of its own."""
 
     kind: ClassVar[str]
     table: str
@@ -51,15 +56,15 @@ class Figure:
 
     @property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that change where anything drawn changes."""
+        """A digest of everything that is drawn, as sixteen hexadecimal digits."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Accuracy(Figure):
-    """A trained metric against a cost, by data set (`panels`: name and rows).
+    """A trained metric against a cost, in a panel for each data set (`panels`: name and rows).
 
-    `prefix` is what the labels of the rows that are run leave out.
+    `prefix` is the common beginning that is left out of the labels of the rows.
     """
 
     kind = "accuracy"
@@ -71,7 +76,7 @@ class Accuracy(Figure):
 
 @dataclass(frozen=True)
 class AccuracyByRow(Figure):
-    """A trained metric row by row (the dots' x), where the rows do not differ enough in cost."""
+    """A trained metric (x) row by row, for a table whose rows do not differ enough in cost."""
 
     kind = "accuracy"
     value: str
@@ -80,7 +85,7 @@ class AccuracyByRow(Figure):
 
 @dataclass(frozen=True)
 class Cost:
-    """One published cost (x) and ours (y), both in units of one; `label` tells of a difference."""
+    """A published cost (x) and ours (y), both in units of one. `label` describes the difference, if it has a label."""
 
     dot: Dot
     label: str = ""
@@ -88,9 +93,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs(Figure):
-    """Every published cost against the recomputed one, by what is counted (`panels`: operations, parameters).
+    """Published costs against recomputed ones, in a panel for each quantity (operations, parameters).
 
-    Labelled are those that differ by at least the share `label_from`.
+    Costs that differ by at least the share `label_from` have labels.
     """
 
     kind = "costs"
@@ -100,7 +105,7 @@ class Costs(Figure):
 
 @dataclass(frozen=True)
 class Curve:
-    """A row's metric after each epoch: mean, lowest and highest of its seeds."""
+    """The metric of a row after each epoch: mean, lowest and highest value over the seeds."""
 
     label: str
     seeds: int
@@ -111,7 +116,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on common axes; `title` is what their labels leave out."""
+    """Curves on common axes. `title` is the common beginning that is left out of their labels."""
 
     title: str
     curves: tuple[Curve, ...]
@@ -127,13 +132,13 @@ class Curves(Figure):
 
 
 def figures(table: Table, statics: Statics, results: Results) -> list[Figure]:
-    """The figures for which the table has the data: accuracy, costs, learning curves."""
+    """The figures of a table for which there is enough data: accuracy, costs, learning curves."""
     found = (_accuracy(table, statics, results), costs([(table, statics)], table.title), _curves(table, results))
     return [figure for figure in found if figure]
 
 
 def costs(counted: Iterable[tuple[Table, Statics]], title: str, label_from: float = 0.0) -> Costs | None:
-    """Published against recomputed costs of one table, or of several; None where there are too few."""
+    """The figure of published against recomputed costs of one or several tables; None where there are too few."""
     panels: dict[str, list[Cost]] = {}
     names = set()
     for table, statics in counted:
@@ -147,7 +152,7 @@ def costs(counted: Iterable[tuple[Table, Statics]], title: str, label_from: floa
 
 
 def _cost_points(table: Table, statics: Statics, label_from: float) -> Iterator[tuple[str, Cost]]:
-    """What is counted, and a point, for each published cost that is recomputed."""
+    """Yields the quantity and the point of each published cost that is recomputed."""
     for row in table.rows:
         for metric in (m for m in table.metrics.values() if isinstance(m, Counted)):
             cell = judge(table, row, metric, statics, {})
@@ -171,7 +176,8 @@ def _accuracy(table: Table, statics: Statics, results: Results) -> Accuracy | Ac
     for cost in _cost_metrics(table):
         found = {row.id: _against_cost(table, row, metric, cost, statics, results) for row in table.rows}
         pairs = {row_id: pair for row_id, pair in found.items() if pair.published or pair.ours}
-        if len(pairs) >= MIN_PAIRS and 2 * len({_x(pair) for pair in pairs.values()}) >= len(pairs):
+        different = {dot.x for pair in pairs.values() if (dot := pair.labelled)}
+        if len(pairs) >= MIN_PAIRS and 2 * len(different) >= len(pairs):
             return _by_data(table, metric, cost, pairs)
     pairs = {row.id: _by_row(table, row, metric, results) for row in table.rows}
     if not any(pair.ours for pair in pairs.values()):
@@ -181,7 +187,10 @@ def _accuracy(table: Table, statics: Statics, results: Results) -> Accuracy | Ac
 
 
 def _by_data(table: Table, metric: Trained, cost: Counted, pairs: Mapping[str, Pair]) -> Accuracy:
-    """A panel for each data set; quoted rows, of which it is not known, have one where there are several."""
+    """The figure with a panel for each data set, and one for quoted rows, whose data set is not known.
+
+    Where all rows that are run have the same data set, there is a single panel.
+    """
     prefix = common_prefix([pair.label for row_id, pair in pairs.items() if not table.row(row_id).quoted])
     known = {table.settings(row).get("data", "") for row in table.rows if not row.quoted}
     panels: dict[str, list[Pair]] = {}
@@ -196,7 +205,7 @@ def _by_data(table: Table, metric: Trained, cost: Counted, pairs: Mapping[str, P
 
 
 def _cost_metrics(table: Table) -> list[Counted]:
-    """Operations before parameters and bits."""
+    """The counted metrics: those of operations first, then those of parameters and bits."""
     counted = [m for m in table.metrics.values() if isinstance(m, Counted)]
     return sorted(counted, key=lambda m: RULES[m.count].of != "operations")
 
@@ -204,28 +213,34 @@ def _cost_metrics(table: Table) -> list[Counted]:
 def _against_cost(table: Table, row: Row, metric: Trained, cost: Counted, statics: Statics, results: Results) -> Pair:
     cost_cell, cell = judge(table, row, cost, statics, results), judge(table, row, metric, statics, results)
     counted = count(table, row, cost, statics) if cost_cell.ours else None
-    printed = cost_cell.published.value if cost_cell.published else None
+    own_cost, printed_cost, value = _rounded(counted), _rounded(_printed(cost_cell)), _printed(cell)
+    published_cost = own_cost if printed_cost is None else printed_cost
     published = ours = None
-    if cell.published and (printed is not None or counted is not None):
-        mark = _published_mark(row, cell, *((cost_cell,) if printed is not None else ()))
-        published = Dot(_float(counted if printed is None else printed), float(cell.published.value), mark)
-    if _is_measured(cell) and counted is not None:
-        ours = Dot(_float(counted), float(cell.ours), _ours_mark(cell), float(cell.spread or 0))
+    if value is not None and published_cost is not None:
+        mark = _published_mark(row, cell, *((cost_cell,) if printed_cost is not None else ()))
+        published = Dot(published_cost, value, mark)
+    if _is_measured(cell) and own_cost is not None:
+        ours = Dot(own_cost, float(cell.ours), _ours_mark(cell), float(cell.spread or 0))
     return Pair(row.label, published, ours)
 
 
 def _by_row(table: Table, row: Row, metric: Trained, results: Results) -> Pair:
     cell = judge(table, row, metric, {}, results)
     published = ours = None
-    if cell.published:
-        published = Dot(float(cell.published.value), 0.0, _published_mark(row, cell))
+    if (value := _printed(cell)) is not None:
+        published = Dot(value, 0.0, _published_mark(row, cell))
     if _is_measured(cell):
         ours = Dot(float(cell.ours), 0.0, _ours_mark(cell), float(cell.spread or 0))
     return Pair(row.label, published, ours)
 
 
+def _printed(cell: Cell) -> float | None:
+    """The published value of a cell; None where there is none."""
+    return None if cell.published is None or cell.published.value is None else float(cell.published.value)
+
+
 def _published_mark(row: Row, *cells: Cell) -> str:
-    if not all(cell.published.decides for cell in cells):
+    if not all(cell.published and cell.published.decides for cell in cells):
         return RECALLED
     return QUOTED if row.quoted else PUBLISHED
 
@@ -239,7 +254,7 @@ def _ours_mark(cell: Cell) -> str:
 
 
 def _curves(table: Table, results: Results) -> Curves | None:
-    """The validation accuracy of each epoch, which is what the evidence keeps."""
+    """The figure of the validation accuracy of each epoch, which is the curve that the evidence contains."""
     metric = next((m for m in table.metrics.values() if isinstance(m, Trained)), None)
     if metric is None:
         return None
@@ -252,7 +267,7 @@ def _curves(table: Table, results: Results) -> Curves | None:
 
 
 def _curve(table: Table, row: Row, results: Results) -> Curve | None:
-    """Over the epochs that all of the row's seeds have; None for a row that does not train."""
+    """The curve over the epochs that all seeds of the row have; None for a row without learning curves."""
     seeds = [
         [float(word) for word in ((run.get("history") or {}).get("val/top1") or "").split()]
         for seed, run in sorted(results.get(row.id, {}).items())
@@ -272,13 +287,16 @@ def _panel(curves: Sequence[Curve]) -> Panel:
 
 
 def common_prefix(labels: Sequence[str]) -> str:
-    """The words that at least three labels all begin with; "" where they say nothing, or are all that one says."""
+    """The words with which all of at least three labels begin.
+
+    Returns "" where the words have no letters, and where one of the labels consists of nothing else.
+    """
     first, last = (min(labels), max(labels)) if len(labels) > 2 else ("", "")
     shared = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
     end = max((shared.rfind(mark) for mark in (" ", "_")), default=-1)
     prefix = shared[: end + 1]
-    tells = any(letter.isalpha() for letter in prefix)
-    return prefix if tells and all(len(label) > len(prefix) for label in labels) else ""
+    has_letters = any(letter.isalpha() for letter in prefix)
+    return prefix if has_letters and all(len(label) > len(prefix) for label in labels) else ""
 
 
 def _named(metric: Metric) -> str:
@@ -286,14 +304,10 @@ def _named(metric: Metric) -> str:
 
 
 def _percent(share: float) -> str:
-    """A difference to two digits: 0.00123 -> (+0.12 %)."""
+    """A difference with two digits, such as (+0.12 %) for 0.00123."""
     return f"({100 * share:+.{max(0, 1 - floor(log10(abs(100 * share))))}f} %)"
 
 
-def _x(pair: Pair) -> float:
-    return (pair.published or pair.ours).x
-
-
-def _float(value: object) -> float:
-    """Ten significant digits, so that a figure's digest does not depend on the last bit."""
-    return float(f"{float(value):.10g}")
+def _rounded(value: SupportsFloat | None) -> float | None:
+    """The value to ten significant digits, so that the digest of a figure does not depend on the last bit."""
+    return None if value is None else float(f"{float(value):.10g}")

@@ -1,4 +1,4 @@
-"""Where figures are kept: `reproductions/<paper>/plots/<table>-<kind>.svg`, and one of all tables beside the papers."""
+"""Writes figures to files: `reproductions/<paper>/plots/<table>-<kind>.svg`, and those of all tables."""
 
 import re
 from collections.abc import Iterable
@@ -14,15 +14,18 @@ from convrepro.tables import Results, Statics, Table
 
 OVERVIEW = "costs.svg"
 SPEEDS = "Time against multiply-accumulates, operator by operator"
-"""Title of the bench's figure."""
+"""The title of the figure of speeds."""
 LABEL_FROM = 0.05
-"""Share by which a cost must differ to have a label in the overview."""
+"""The share by which a cost must differ to have a label in the overview."""
 
 
 def write_plots(
     table: Table, statics: Statics, results: Results, root: Path = REPRODUCTIONS, *, png: bool = False
 ) -> list[Path]:
-    """Write the table's figures as SVG (with `png` also as PNG beside it), and remove those that it no longer has."""
+    """Writes the table's figures as SVG, with `png` as PNG too, and removes files of figures that it no longer has.
+
+    Returns the paths of the written files.
+    """
     found = {figure.kind: figure for figure in figures(table, statics, results)}
     written = []
     for kind in PLOTS:
@@ -38,26 +41,26 @@ def write_plots(
 def write_overview(
     counted: Iterable[tuple[Table, Statics]], root: Path = REPRODUCTIONS, *, png: bool = False
 ) -> list[Path]:
-    """Write the figure of the costs in all tables."""
+    """Writes the figure of the costs in all tables; returns the paths of the written files."""
     figure = overview(counted)
     return _write(figure, root / OVERVIEW, png) if figure else []
 
 
 def write_speeds(found: Iterable[Speed], root: Path = REPRODUCTIONS) -> list[Path]:
-    """Write the figure of time against MACs."""
+    """Writes the figure of time against MACs; returns the paths of the written files."""
     figure = speeds(found, SPEEDS)
     return _write(figure, root / PLOT_FILE, png=False) if figure else []
 
 
 def overview(counted: Iterable[tuple[Table, Statics]]) -> Figure | None:
-    """The costs of several tables in one figure, whatever their order; None where there are too few."""
+    """The figure of the costs of several tables, independent of their order; None where there are too few costs."""
     return costs(sorted(counted, key=lambda pair: pair[0].name), "Published against recomputed costs", LABEL_FROM)
 
 
 def read_digest(path: Path) -> str | None:
-    """The digest of the figure that an SVG was drawn from; None where it tells none."""
-    told = re.search(r"<dc:identifier>([0-9a-f]{16})</dc:identifier>", path.read_text(encoding="utf-8"))
-    return told[1] if told else None
+    """The digest of the figure in an SVG file; None where the file contains none."""
+    found = re.search(r"<dc:identifier>([0-9a-f]{16})</dc:identifier>", path.read_text(encoding="utf-8"))
+    return found[1] if found else None
 
 
 def _write(figure: Figure, path: Path, png: bool) -> list[Path]:

@@ -1,6 +1,7 @@
-"""Places labels beside points so that none covers another, a point or the frame. Pure arithmetic in points (1/72 inch).
+"""Places labels beside points so that no label covers another label, a point or the frame.
 
-A box is (left, bottom, right, top); a place is the left bottom corner of a label's box.
+Lengths are in points (1/72 inch). A box is (left, bottom, right, top); a place is the lower left corner of the box of a
+label.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,9 @@ Box = tuple[float, float, float, float]
 DISTANCES = (5.0, 9.0, 14.0, 20.0, 28.0, 38.0, 50.0, 64.0, 80.0, 100.0)
 DIRECTIONS = 16
 GAP = 1.5
-"""Free space around a label."""
+"""The free space around a label."""
 LEADER = 8.0
-"""A label further from its point than this is led to it by a line."""
+"""The distance of a label from its point beyond which a line joins them."""
 ROUNDS = 4
 
 COVERED = 1e4
@@ -24,9 +25,10 @@ CROSSED = 60.0
 
 
 def place_labels(spots: Sequence[Spot], sizes: Sequence[Size], obstacles: Sequence[Box], frame: Box) -> list[Spot]:
-    """A place for the label of each spot, the same ones each time: near it, inside `frame`, and free where possible.
+    """Finds a place for the label of each spot: near the spot, inside `frame`, and free where possible.
 
-    Each label takes the cheapest of its candidates, given where the others are, for a few rounds.
+    In a few rounds, each label takes the place that costs least, given the places of the others. The result is
+    deterministic.
     """
     candidates = [
         [
@@ -50,7 +52,10 @@ def place_labels(spots: Sequence[Spot], sizes: Sequence[Size], obstacles: Sequen
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A place for the label of a spot; `reach` holds both, `cost` is without the other labels."""
+    """A possible place for the label of a spot.
+
+    `reach` is the box around label and spot; `cost` is that of the place without regard to other labels.
+    """
 
     box: Box
     spot: Spot
@@ -58,7 +63,7 @@ class _Candidate:
     cost: float
 
     def conflict(self, other: "_Candidate") -> float:
-        """What it costs beside another label: to cover it, or to have lines that go through labels or cross."""
+        """The additional cost beside another label: for covering it, and for lines that cross a label or each other."""
         if not overlaps(self.reach, other.reach):
             return 0.0
         mine, others = ((c.spot, _nearest(c.spot, c.box)) for c in (self, other))
@@ -78,9 +83,9 @@ def overlaps(one: Box, other: Box) -> bool:
 
 
 def spread(wanted: Sequence[float], height: float, low: float, high: float) -> list[float]:
-    """Positions as near as possible to the wanted ones, in their order and at least `height` apart, in low..high.
+    """Positions from `low` to `high` near the wanted ones, in their order and at least `height` apart.
 
-    Where there is no room for all, they stand at equal distances.
+    Where there is not enough room, the positions have equal distances.
     """
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
     step = min(height, (high - low) / max(1, len(order) - 1))
@@ -105,7 +110,10 @@ def _bottom(group: tuple[float, int], step: float) -> float:
 
 
 def _around(spot: Spot, size: Size, frame: Box) -> Iterator[tuple[float, Box]]:
-    """Places around a spot with their distance, those that stay in the frame; one pushed into it where none does."""
+    """Yields the places around a spot that are inside the frame, with their distance.
+
+    Where there is none, yields one place that is moved into the frame.
+    """
     width, height = size
     inside = 0
     for distance in DISTANCES:
@@ -129,7 +137,8 @@ def _padded(box: Box) -> Box:
 
 def _reach(box: Box, spot: Spot) -> Box:
     padded = _padded(box)
-    return (*map(min, padded[:2], spot), *map(max, padded[2:], spot))
+    left, bottom, right, top = padded
+    return min(left, spot[0]), min(bottom, spot[1]), max(right, spot[0]), max(top, spot[1])
 
 
 def _covered(box: Box, obstacles: Sequence[Box]) -> int:
@@ -142,13 +151,15 @@ def _nearest(spot: Spot, box: Box) -> Spot:
 
 
 def _meets(line: tuple[Spot, Spot], box: Box) -> bool:
-    """Whether a line touches a box, by a few of its points."""
+    """Whether one of a few points of a line is in a box."""
     (x0, y0), (x1, y1) = line
     points = ((x0 + (x1 - x0) * k / 8, y0 + (y1 - y0) * k / 8) for k in range(1, 9))
     return any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in points)
 
 
 def _cross(one: tuple[Spot, Spot], other: tuple[Spot, Spot]) -> bool:
+    """Whether two lines cross."""
+
     def side(a: Spot, b: Spot, c: Spot) -> float:
         return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 

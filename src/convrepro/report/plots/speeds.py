@@ -1,4 +1,4 @@
-"""What there is to draw of the bench: time against multiply-accumulates, both as shares of the baseline's."""
+"""The figure of speeds as plain data: time against multiply-accumulates, both as shares of the baseline's."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ MARK_OF = {"train": TRAINING, "inference": INFERENCE}
 
 @dataclass(frozen=True)
 class Speeds(Figure):
-    """A label and dots for each operator: x its share of the dense network's MACs, y its share of the time."""
+    """A label and dots for each operator: x is its share of the dense network's MACs, y its share of the time."""
 
     kind = "speed"
     points: tuple[tuple[str, tuple[Dot, ...]], ...]
 
 
 def speeds(found: Iterable[Speed], title: str) -> Speeds | None:
-    """The figure of the operators; None where none was timed."""
+    """The figure of the operators; None where no operator was measured."""
     points = tuple(
         (
             speed.name,

@@ -1,23 +1,40 @@
-"""How figures look: colours that the colour-blind can tell apart (Okabe and Ito, 2008), and marks that differ in shape
-as well."""
+"""The style of figures. Colour-blind readers can distinguish the colours (Okabe and Ito, 2008), and the marks differ in
+shape as well.
+"""
+
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from convrepro.report.plots.figures import EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
 from convrepro.report.plots.speeds import INFERENCE, TRAINING
 
+if TYPE_CHECKING:
+    from matplotlib.typing import LineStyleType, RcKeyType
+
+
+class MarkStyle(TypedDict):
+    """Shape and colour of a mark, and whether it is hollow."""
+
+    marker: str
+    color: str
+    hollow: bool
+
+
 INK, PAPER, FAINT, MUTED = "#1f2328", "#ffffff", "#d0d7de", "#6e7781"
-"""Text and frame, background, grid, what is less important; a page may replace them by its own."""
+"""Colours of text and frame, background, grid, and less important parts; a page may replace them by its own."""
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
 
 WIDTH = 622.5
-"""Points, which are 830 pixels of a browser: the width of a README."""
+"""The width in points, which is 830 pixels in a browser, the width of a README."""
 TEXT, SMALL = 9, 8
 """Sizes of letters in points."""
 LINE = 13.0
+"""The height of a line of text in points."""
 HEAD = 44.0
-"""Height of the title and the legend in points."""
+"""The height of title and legend in points."""
 MARK = 7.0
+"""The size of a mark in points."""
 
-MARKS = {
+MARKS: dict[str, MarkStyle] = {
     EXACT: {"marker": "o", "color": BLUE, "hollow": False},
     OURS: {"marker": "o", "color": VERMILLION, "hollow": False},
     PARTIAL: {"marker": "^", "color": ORANGE, "hollow": False},
@@ -28,7 +45,7 @@ MARKS = {
     TRAINING: {"marker": "o", "color": VERMILLION, "hollow": False},
     INFERENCE: {"marker": "s", "color": BLUE, "hollow": True},
 }
-"""Kinds of points, from the lowest to that on top."""
+"""The kinds of points in the order in which they are drawn, the topmost last."""
 WORDS = {
     PUBLISHED: "published",
     RECALLED: "published, from recollection (~)",
@@ -40,12 +57,12 @@ WORDS = {
     TRAINING: "training step",
     INFERENCE: "inference",
 }
-LINES = (
+LINES: "tuple[tuple[str, LineStyleType], ...]" = (
     (BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (ORANGE, ":"), (PURPLE, (0, (5, 1))), (INK, (0, (3, 1, 1, 1))),
 )  # fmt: skip
 """Colour and dashes of the curves in a panel."""
 
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "svg.hashsalt": "convrepro",
     "svg.fonttype": "none",
     "font.family": "sans-serif",

@@ -1,0 +1,80 @@
+"""Arguments that several commands share: those that select tables, rows, seeds and the folder of the runs."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convrepro.errors import ConvReproError
+
+if TYPE_CHECKING:
+    from convrepro.runs.plan import Job
+    from convrepro.tables import Table
+
+
+def add_selection(verb: argparse.ArgumentParser) -> None:
+    """Adds the arguments that select runs of a table: rows, seeds, budget, and overrides for all of them."""
+    verb.add_argument("table", help="a table of a paper, such as hetconv/table1")
+    verb.add_argument("overrides", nargs="*", help="overrides for every row, such as trainer=gpu data.root=/data")
+    verb.add_argument("--budget", default="paper", help="paper, proxy or smoke (default: paper)")
+    verb.add_argument("--rows", default="", help="comma-separated rows (default: all)")
+    verb.add_argument("--seeds", default="", help="comma-separated seeds (default: the table's)")
+
+
+def selected(arguments: argparse.Namespace, runs: Path | None = None) -> "tuple[Table, list[Job]]":
+    """The table and the jobs that the arguments of `add_selection` select.
+
+    The run folders are in `runs`, by default where the configuration says. Raises ConvReproError for a table, row,
+    budget or override that does not exist.
+    """
+    from convrepro.config.compose import compose_config
+    from convrepro.runs.plan import plan
+    from convrepro.tables import load_table
+
+    table = load_table(arguments.table)
+    runs = runs or Path(compose_config(arguments.overrides).runs)
+    seeds = _integers("--seeds", arguments.seeds) or table.seeds
+    rows = comma_separated(arguments.rows)
+    return table, plan(table, budget=arguments.budget, rows=rows, seeds=seeds, extra=arguments.overrides, runs=runs)
+
+
+def add_runs_folder(verb: argparse.ArgumentParser) -> None:
+    """Adds the argument that says where the run folders are."""
+    default = os.environ.get("CONVREPRO_RUNS", "runs")
+    verb.add_argument("--runs", default=default, help="the folder with the run folders (default: %(default)s)")
+
+
+def comma_separated(text: str) -> list[str]:
+    """The words between the commas of `text`, without empty ones."""
+    return [word for word in text.split(",") if word]
+
+
+def describes_network(words: Sequence[str]) -> bool:
+    """Whether the words are overrides that describe a network, such as model=resnet18, and not names of tables."""
+    return any("=" in word for word in words)
+
+
+def load_tables(names: Sequence[str]) -> "list[Table]":
+    """The tables of these names, or every table for the single name "all"."""
+    from convrepro.tables import list_tables, load_table
+
+    return [load_table(name) for name in (list_tables() if list(names) == ["all"] else names)]
+
+
+def tables_of_papers(names: Sequence[str]) -> "list[Table]":
+    """The tables that `names` select: each name is a table, `paper/name`, or a paper, which selects all of its tables.
+
+    Raises ConvReproError for a name that does not exist.
+    """
+    from convrepro.report.papers import paper_tables
+    from convrepro.tables import load_table
+
+    return [table for name in names for table in ([load_table(name)] if "/" in name else paper_tables(name))]
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in comma_separated(text)]
+    except ValueError:
+        raise ConvReproError(f"{option} {text} must be whole numbers with commas between, such as 0,1,2") from None

@@ -1,0 +1,117 @@
+"""The tiers of the suite: which test belongs to which, what the fast one may not do, and who runs what.
+
+- `unit`: the tests of a file that says `pytestmark = pytest.mark.unit`, but for those marked `heavy`. They start no
+  process and train no network, and all of them together take two minutes.
+- no mark: everything else.
+- `cluster`: the tests of a file that starts Slurm.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+#: What Python's audit hooks hear when a process is started.
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec"}
+#: What Lightning's trainer is asked to do.
+LOOPS = ("fit", "validate", "test", "predict")
+#: Groups of files that share something expensive, by the end of their paths: what one process runs, one after the
+#: other. The groups come first, in this order, those that take longest before the others.
+GROUPS = {
+    "a cluster for the chaos": ("cluster/test_chaos.py",),
+    "a cluster for tables": ("cluster/test_array.py",),
+    "a cluster for all else": ("cluster/test_ddp.py", "cluster/test_local.py", "cluster/test_sweep.py"),
+    "a table that is trained once": ("report/test_dashboard.py",),
+}
+
+
+def group(nodeid: str) -> str:
+    """The group of a test; its own id where it is in none."""
+    file = nodeid.split("::")[0]
+    return next((name for name, files in GROUPS.items() if file.endswith(files)), nodeid)
+
+
+def rank(item: pytest.Item) -> int:
+    """Tests of a lower rank start earlier where several processes share them: short ones are left for the end."""
+    places = {name: place for place, name in enumerate(GROUPS)}
+    return places.get(group(item.nodeid), len(places) + bool(item.get_closest_marker("unit")))
+
+
+def assign(items: list[pytest.Item]) -> None:
+    """Hand the mark `unit` of a file on to its tests that are not `heavy`."""
+    files = {item: item.getparent(pytest.Module) for item in items}
+    light = {file for file in files.values() if file and any(mark.name == "unit" for mark in file.own_markers)}
+    for file in light:
+        file.own_markers = [mark for mark in file.own_markers if mark.name != "unit"]
+    for item, file in files.items():
+        if file in light and not item.get_closest_marker("heavy"):
+            item.add_marker("unit")
+
+
+class Guard:
+    """An audit hook of this process that fails the running test when it starts a process, while it is switched on."""
+
+    def __init__(self) -> None:
+        self._installed = False
+        self._on = False
+        self._seen: list[str] = []
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self._on and event in STARTS:
+            self._refuse(f"{event} {arguments[0] if arguments else ''}")
+
+    @contextmanager
+    def watching(self, item: pytest.Item) -> Iterator[None]:
+        """Within the block a unit test fails that starts a process or a loop of Lightning, also where the code under
+        test hides it. Other tests may do what they like.
+
+        Lightning is not imported for this: where no file of the session has imported it, its loops are not watched.
+        """
+        if not item.get_closest_marker("unit"):
+            yield
+            return
+        if not self._installed:
+            sys.addaudithook(self)  # for as long as this process lives
+            self._installed = True
+        self._seen.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            if trainer := sys.modules.get("lightning.pytorch.trainer.trainer"):
+                for loop in LOOPS:
+                    patch.setattr(trainer.Trainer, loop, lambda *_, loop=loop, **__: self._refuse(f"Trainer.{loop}"))
+            self._on = True
+            try:
+                yield
+            finally:
+                self._on = False
+        if self._seen:
+            self._fail(self._seen[0])
+
+    def _refuse(self, what: str) -> None:
+        self._seen.append(what)
+        self._fail(what)
+
+    def _fail(self, what: str) -> None:
+        pytest.fail(f"a unit test starts no process and trains no network, but this one did: {what}; mark it heavy")
+
+
+def scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each process of xdist one test after the other, those of a group all to one.
+
+    xdist's own marks for this (`xdist_group`) have no effect under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+        def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+            super().mark_test_complete(node, item_index, duration)
+            work, scope = self.assigned_work[node], group(self.registered_collections[node][item_index])
+            if all(work[scope].values()):
+                del work[scope]  # or it is counted again after each of thousands of tests
+
+    config.option.loadscopereorder = False  # the order is that of `rank`
+    return Grouped(config, log)
