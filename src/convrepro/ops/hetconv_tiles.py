@@ -57,7 +57,7 @@ def gemm_tiles(blocks: int, block_in: int, block_out: int, entry_bytes: int) -> 
         shapes = [(128, warps, 3), (64, 4, 3), (128, warps, 1)]
         shapes += [(64, 4, 1), (256, 8, 3)] if joined == fitting[0] else []
         shapes += [(128, warps, 4)] if joined == 1 else []
-        found += [Tile(rows, columns, depth, *words, joined=joined) for rows, *words in shapes]
+        found += [Tile(rows, columns, depth, warps, stages, joined) for rows, warps, stages in shapes]
     return found
 
 
