@@ -48,8 +48,8 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     try:
         composed = _composed(overrides)
         OmegaConf.resolve(composed)
-        tree = OmegaConf.to_container(composed)
-        written = OmegaConf.to_container(_chosen(_groups(overrides)), resolve=True)
+        tree = _plain(composed)
+        written = _plain(_chosen(_groups(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         with _hydra():
             raise ConvReproError(_explain(overrides, error)) from error
@@ -77,6 +77,12 @@ def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[st
         elif not override.is_delete() and (wrong := _unknown_choice(key, override.value())):
             raise ConvReproError(wrong)
     return [normal(text) for text in overrides]
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(tree, dict), tree
+    return {str(key): value for key, value in tree.items()}
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:

@@ -237,6 +237,7 @@ def _compact(result: Run) -> Run:
         "history": {"val/top1": " ".join(f"{value:.2f}" for value in curve)},
         "metrics": result["metrics"],
         "overrides": result["overrides"],
+        "row": result["row"],
         "seed": result["seed"],
         "static": result.get("static"),
         "status": result["status"],

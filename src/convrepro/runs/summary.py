@@ -86,8 +86,10 @@ def _comparison(result: Mapping[str, Any]) -> dict[str, Any]:
 def _find(table: str | None, row: str | None) -> tuple[Table, Row] | None:
     """The table and the row of a run, a variant's included; None for a run of none, or where they are gone by now."""
     try:
-        found = load_table(table) if table and row else None
-        return (found, found.row(row.partition("+")[0])) if found else None
+        if not (table and row):
+            return None
+        found = load_table(table)
+        return found, found.row(row.partition("+")[0])
     except ConvReproError:
         return None
 

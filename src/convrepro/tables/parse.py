@@ -2,11 +2,11 @@
 
 import re
 import types
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
 from decimal import Decimal
 from functools import cache
-from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from convrepro.config.overrides import key_of
 from convrepro.config.strict import text_of
@@ -41,7 +41,12 @@ BASES = ("printed", "exact")
 
 T = TypeVar("T")
 
-_hints = cache(get_type_hints)
+
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+
+
+def _fields(kind: Any) -> tuple[Field[Any], ...]:
+    return fields(kind)
 
 
 def fail(place: str, rule: str) -> NoReturn:
@@ -75,14 +80,19 @@ def _short(value: Decimal, place: str, key: str) -> Decimal:
     return value
 
 
+def _decimals(value: Decimal) -> int:
+    """Digits printed after the point."""
+    return len(f"{value:f}".partition(".")[2])
+
+
 def _build(cls: type[T], data: object, place: str, **given: object) -> T:
     """An instance of the dataclass from a mapping, with unknown and missing keys and wrong types told."""
     if not isinstance(data, Mapping):
         fail(place, f"must be a mapping, not {data!r}")
     hints = _hints(cls)
-    keys = {f.name.rstrip("_"): f for f in fields(cls) if f.name not in given}
+    keys = {f.name.rstrip("_"): f for f in _fields(cls) if f.name not in given}
     if unknown := [k for k in data if k not in keys]:
-        valid = [f.name.rstrip("_") for f in fields(cls) if f.name != "name"]
+        valid = [f.name.rstrip("_") for f in _fields(cls) if f.name != "name"]
         fail(place, f"unknown key {unknown[0]!r}; valid: {', '.join(valid)}")
     if missing := [k for k, f in keys.items() if f.default is MISSING and k not in data]:
         fail(place, f"`{missing[0]}` is missing")
@@ -95,7 +105,7 @@ def _choice(value: str, valid: tuple[str, ...], place: str, key: str) -> None:
         fail(place, f"`{key}` is {value!r}; valid: {', '.join(valid)}")
 
 
-STATIC = {"count": Counted, "reduction_of": Reduction, "share_of": Share}
+STATIC: dict[str, type[Counted | Relative]] = {"count": Counted, "reduction_of": Reduction, "share_of": Share}
 """How a static metric comes about: the key that says so, and what it makes the metric."""
 
 
@@ -112,7 +122,7 @@ def _metric(name: str, data: object, place: str) -> Metric:
         fail(place, f"is either counted (`count`) or computed from another metric, not both: {', '.join(ways)}")
     if missing := [k for k in ("decimals", "printed") if k not in data]:
         fail(place, f"a static metric needs its rounding: `{missing[0]}` is missing")
-    metric = _build(STATIC[ways[0]], data, place, name=name)
+    metric: Counted | Relative = _build(STATIC[ways[0]], data, place, name=name)
     _choice(metric.printed, PRINTED, place, "printed")
     if isinstance(metric, Relative):
         _choice(metric.from_, BASES, place, "from")
@@ -183,7 +193,7 @@ def _row(data: object, metrics: Mapping[str, Metric], place: str) -> Row:
         fail(place, "a row needs overrides, even if only `conv=standard`")
     for name, value in row.published.items():
         decimals = metrics[name].decimals
-        if not row.quoted and value.value is not None and -value.value.as_tuple().exponent > decimals:
+        if not row.quoted and value.value is not None and _decimals(value.value) > decimals:
             fail(place, f"published {name!r} is {value.value}: more digits than the {decimals} decimals of the metric")
     if bad := [o for o in row.overrides if "=" not in o]:
         fail(place, f"{bad[0]!r} is no override; write key=value")

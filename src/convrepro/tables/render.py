@@ -177,8 +177,8 @@ def render_table(
     measured = [name for name, metric in table.metrics.items() if isinstance(metric, Trained)]
     counted = [name for name in table.metrics if name not in measured]
     if static_only:
-        claims = tuple(claim for claim in table.claims if claim.metric in counted)
-        table = replace(table, metrics={name: table.metrics[name] for name in counted}, claims=claims)
+        kept = tuple(claim for claim in table.claims if claim.metric in counted)
+        table = replace(table, metrics={name: table.metrics[name] for name in counted}, claims=kept)
     main, claims = _grid(table, table.metrics, statics, results), _claims(table, statics, results)
     if style == "markdown":
         return _markdown(table, main, claims)
@@ -235,7 +235,8 @@ def _text(table: Table, blocks: Sequence[Grid], claims: Grid, columns: int, term
         color = next((c for word, c in COLORS.items() if colored and word in cell), "")
         return f"[{color}]{escape(cell)}[/]" if color else escape(cell)
 
-    console = Console(file=io.StringIO(), width=columns, force_terminal=terminal, highlight=False)
+    written = io.StringIO()
+    console = Console(file=written, width=columns, force_terminal=terminal, highlight=False)
     console.print(f"[bold]{escape(table.title)}[/]")
     console.print(f"[dim]{table.name}: {escape(describe_source(table.source))}[/]")
     console.print(escape(table.question))
@@ -248,14 +249,14 @@ def _text(table: Table, blocks: Sequence[Grid], claims: Grid, columns: int, term
         console.print(*(escape(text.replace("`", "")) for text in legend), sep="\n", style="dim")
     if claims[1]:
         grid = RichTable(*(title for _, title in claims[0]), box=box.SIMPLE_HEAD, pad_edge=False)
-        for line in claims[1]:
-            grid.add_row(escape(line[0]), *map(paint, line[1:]))
+        for cells in claims[1]:
+            grid.add_row(escape(cells[0]), *map(paint, cells[1:]))
         console.print(grid)
     for heading, items in remarks(table).items():
         console.print(f"\n[bold]{heading}[/]")
         for item in items:
             console.print(Padding(escape(" ".join(item.split())), (0, 0, 0, 2)))
-    text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    text = "\n".join(line.rstrip() for line in written.getvalue().splitlines())
     return re.sub(r"\n{3,}", "\n\n", text) + "\n"
 
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 
 from convrepro.config.overrides import settings
 from convrepro.errors import ConvReproError
@@ -59,6 +60,13 @@ class Published:
     @property
     def decides(self) -> bool:
         return self.value is not None and self.confidence != "recalled"
+
+    @property
+    def exact(self) -> Fraction:
+        """The value as an exact number; raises ValueError where it is not known."""
+        if self.value is None:
+            raise ValueError("a published value that is not known has no number")
+        return Fraction(self.value)
 
 
 @dataclass(frozen=True, kw_only=True)

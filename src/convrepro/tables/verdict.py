@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, isfinite
-from numbers import Rational
 from statistics import stdev
+from typing import Any, TypedDict
 
 from convrepro.tables.schema import (
     UNITS,
@@ -29,8 +29,9 @@ from convrepro.tables.schema import (
     settings,
 )
 
-Statics = Mapping[str, Mapping[str, Rational]]
-Results = Mapping[str, Mapping[int, Mapping]]
+Exact = int | Fraction
+Statics = Mapping[str, Mapping[str, Exact]]
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 NONE = "-"
 
@@ -71,24 +72,24 @@ class ClaimVerdict:
     recalled: bool
 
 
-def format_exact(value: Rational, decimals: int, printed: str) -> str:
+def format_exact(value: Exact, decimals: int, printed: str) -> str:
     """`value` cut towards minus infinity (`floor`) or rounded with halves up (`round`), without any float."""
-    if not isinstance(value, Rational):
+    if not isinstance(value, int | Fraction):
         raise TypeError(f"{value!r} is not exact; give an int or a Fraction")
     digits = floor(Fraction(value) * 10**decimals + (Fraction(1, 2) if printed == "round" else 0))
     whole, part = divmod(abs(digits), 10**decimals)
     return f"{'-' if digits < 0 else ''}{whole}" + (f".{part:0{decimals}}" if decimals else "")
 
 
-def signed(value: Rational, decimals: int) -> str:
+def signed(value: Exact, decimals: int) -> str:
     """A difference with its sign, halves away from zero; zero has none."""
-    text = format_exact(abs(value), decimals, "round")
+    text = format_exact(value if value > 0 else -value, decimals, "round")
     if not Fraction(text):
         return text
     return ("+" if value > 0 else "-") + text
 
 
-def standing(result: Mapping, table: Table, row: Row) -> str:
+def standing(result: Mapping[str, Any], table: Table, row: Row) -> str:
     """What a run may be compared with: `paper`, `proxy` or `smoke`; "" where it is not done.
 
     A run at the paper's budget is a proxy where its overrides are not the row's, or where it saw other data.
@@ -103,12 +104,12 @@ def standing(result: Mapping, table: Table, row: Row) -> str:
     return "paper" if budget == "paper" and same else "proxy"
 
 
-def data_name(result: Mapping) -> str | None:
+def data_name(result: Mapping[str, Any]) -> str | None:
     """Name of the data set that a run saw."""
     return ((result.get("config") or {}).get("data") or {}).get("name")
 
 
-def measured(result: Mapping, metric: Trained) -> Fraction | None:
+def measured(result: Mapping[str, Any], metric: Trained) -> Fraction | None:
     """The metric's value in a result, as printed there."""
     value = ((result.get("metrics") or {}).get(metric.epoch) or {}).get(metric.run_metric)
     if not isinstance(value, int | float) or not isfinite(value):
@@ -140,12 +141,13 @@ def count(table: Table, row: Row, metric: Metric, statics: Statics) -> Fraction 
     """Our exact figure of a static metric, in its unit."""
     if isinstance(metric, Relative):
         of = table.metrics[metric.of]
-        pair = [count(table, r, of, statics) for r in (row, table.row(metric.base_row))]
-        return None if None in pair else percentage(metric, of, *pair)
+        own, base = (count(table, r, of, statics) for r in (row, table.row(metric.base_row)))
+        assert isinstance(of, Counted), of
+        return None if own is None or base is None else percentage(metric, of, own, base)
     value = statics.get(row.id, {}).get(metric.name)
     if value is None:
         return None
-    if not isinstance(value, Rational):
+    if not isinstance(value, int | Fraction):
         raise TypeError(f"{table.name}, row {row.id}: {metric.name} is {value!r}, not an exact number")
     return Fraction(value) / UNITS[metric.unit]
 
@@ -164,14 +166,24 @@ def judge(table: Table, row: Row, metric: Metric, statics: Statics, results: Res
     return _judge_static(table, row, metric, published, statics)
 
 
-def _judge_static(table: Table, row: Row, metric: Counted | Relative, published: Published | None, statics) -> Cell:
+class _Shown(TypedDict):
+    """What a cell shows of runs, whatever its verdict."""
+
+    ours: str
+    spread: str
+    runs: int
+    seeds: int
+
+
+def _judge_static(table: Table, row: Row, metric: Metric, published: Published | None, statics: Statics) -> Cell:
+    assert isinstance(metric, Counted | Relative), metric
     exact = count(table, row, metric, statics)
     if exact is None:
         return Cell(published, "not counted" if published else NONE)
     ours = format_exact(exact, metric.decimals, metric.printed)
     if published is None:
         return Cell(None, NONE, ours)
-    difference = Fraction(ours) - Fraction(published.value)
+    difference = Fraction(ours) - published.exact
     delta = signed(difference, metric.decimals)
     if not published.decides:
         return Cell(published, "unverified", ours, delta)
@@ -182,8 +194,8 @@ def _judge_trained(table: Table, row: Row, metric: Trained, published: Published
     level, values = _samples(table, row, metric, results)
     if not values:
         return Cell(published, "not run", seeds=len(table.seeds))
-    mean = sum(values) / len(values)
-    shown = {
+    mean = sum(values, Fraction()) / len(values)
+    shown: _Shown = {
         "ours": format_exact(mean, metric.decimals, "round"),
         "spread": f"{stdev(map(float, values)):.{metric.decimals}f}" if len(values) > 1 else "",
         "runs": len(values),
@@ -191,8 +203,8 @@ def _judge_trained(table: Table, row: Row, metric: Trained, published: Published
     }
     if level != "paper":
         return Cell(published, level, **shown)
-    difference = mean - Fraction(published.value) if published else None
-    delta = "" if difference is None else signed(difference, metric.decimals)
+    difference = mean - published.exact if published else Fraction()
+    delta = signed(difference, metric.decimals) if published else ""
     if len(values) < len(table.seeds):
         verdict = "partial"
     elif published is None:
@@ -234,18 +246,19 @@ def _value(table: Table, row: Row, metric: Metric, statics: Statics, results: Re
     """Our value for a claim: the mean over every seed, or the count; where nothing is ours what is printed."""
     if not _is_ours(row, metric):
         published = row.published.get(metric.name)
-        return Fraction(published.value) if published and published.decides else None
+        return published.exact if published and published.decides else None
     if not isinstance(metric, Trained):
         return count(table, row, metric, statics)
     level, values = _samples(table, row, metric, results)
     complete = level == "paper" and len(values) == len(table.seeds)
-    return sum(values) / len(values) if complete else None
+    return sum(values, Fraction()) / len(values) if complete else None
 
 
 def _relation(claim: Claim, values: Sequence[Fraction | None], decimals: int) -> tuple[str, str]:
-    if None in values:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return "unknown", ""
-    delta = values[0] - values[1] if claim.right else values[0]
+    delta = known[0] - known[1] if claim.right else known[0]
     low = claim.min_delta is None or delta >= Fraction(claim.min_delta)
     high = claim.max_delta is None or delta <= Fraction(claim.max_delta)
     shown = signed(delta, decimals) if claim.right else format_exact(delta, decimals, "round")
@@ -262,9 +275,9 @@ def judge_claim(table: Table, claim: Claim, statics: Statics, results: Results) 
     values = [_value(table, r, metric, statics, results) if own else None for r in rows]
     ours = _relation(claim, values, metric.decimals + isinstance(metric, Trained))
     published = [r.published.get(claim.metric) for r in rows]
-    values = [Fraction(p.value) if p and p.value is not None else None for p in published]
-    paper = _relation(claim, values, metric.decimals)
-    recalled = None not in values and not all(p.decides for p in published)
+    printed = [p.exact if p and p.value is not None else None for p in published]
+    paper = _relation(claim, printed, metric.decimals)
+    recalled = None not in printed and not all(p.decides for p in published if p)
     return ClaimVerdict(claim, *ours, *paper, recalled)
 
 

@@ -112,7 +112,7 @@ def _train(
     L.seed_everything(cfg.seed, verbose=False)
     network, report = build_network(cfg)
     counted = count_network(network, cfg, cfg.image_size)
-    static = {name: counted.total(rule) for name, rule in STATIC.items()}
+    static = {name: int(counted.total(rule)) for name, rule in STATIC.items()}
     echo(f"{identity.name} ({budget_label(cfg)}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
     progress = Progress(folder, cfg.epochs, echo)
@@ -187,7 +187,7 @@ def assemble(
     logger = build_logger(cfg.logger.model_dump(), identity, folder, cfg.model_dump(), static) if _first(cfg) else None
     files = WholeFiles()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    arguments = {
+    arguments: dict[str, Any] = {
         "accelerator": cfg.trainer.accelerator,
         "devices": cfg.trainer.devices,
         "num_nodes": cfg.trainer.num_nodes,

@@ -51,6 +51,7 @@ def sweep(overrides: Sequence[str]) -> int:
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="convrepro"):
         try:
             hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
             batches = hydra.multirun(config_name="train", task_function=_member, overrides=[*defaults, *overrides])
         except (HydraException, OmegaConfBaseException) as error:
             raise ConvReproError(" ".join(str(error).split())) from error
@@ -145,7 +146,7 @@ def _report(members: Sequence[JobReturn]) -> int:
     """Print how each member ended; 1 where one failed, else 0."""
     failures = 0
     for member in members:
-        words, outcome = " ".join(member.overrides), member.return_value
+        words, outcome = " ".join(member.overrides or ()), member.return_value
         if "error" in outcome:
             failures += 1
             print(f"failed: {words}: {outcome['error']}", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import Any
 
 from convrepro.config.compose import compose_config
 from convrepro.evidence.store import load_evidence, load_proxies
-from convrepro.runs.identity import Identity, digest
+from convrepro.runs.identity import Identity, former_digest
 from convrepro.runs.result import FILE, read_result
 from convrepro.tables import Table
 from convrepro.tracking.logger import LOGGED, replay
@@ -77,8 +77,8 @@ def _collected(table: Table) -> Iterator[tuple[Identity, Result]]:
         for row in table.to_run:
             for seed, result in results.get(row.id, {}).items():
                 extra = result["overrides"][len(table.overrides(row)) :]
-                variant = f"+{digest(extra)}" if extra else ""
-                identity = Identity(table.name, row.id + variant, seed, result["budget"])
+                former = row.id + (f"+{former_digest(extra)}" if extra else "")
+                identity = Identity(table.name, result.get("row") or former, seed, result["budget"])
                 yield identity, _whole(identity, result)
 
 
