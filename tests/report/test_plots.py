@@ -234,7 +234,8 @@ def test_the_same_figure_is_the_same_bytes_in_another_process(table, results, ro
         "table = load_table('paper/small', Path(sys.argv[1]))\n"
         "sys.stdout.write(''.join(svg(figure) for figure in figures(table, STATICS, {})))\n"
     )
-    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     command = [sys.executable, "-c", code, str(root)]
     there = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
     assert there.stdout == "".join(svg(figure) for figure in figures(table, STATICS, {})), there.stderr

@@ -138,7 +138,7 @@ def test_an_evaluation_stops_and_is_made_again(tmp_path, monkeypatch, listening)
     with monkeypatch.context() as patch:
         signalled(patch, "validation_step", lambda m: True, signal.SIGTERM)
         stop, _ = interrupted(words, tmp_path / "evaluated", monkeypatch)
-    assert "starts anew" in str(stop)
+    assert "starts from the beginning" in str(stop)
     assert not list((tmp_path / "evaluated").rglob("result.json"))
     assert train(words, tmp_path / "evaluated")["status"] == "done"
 
