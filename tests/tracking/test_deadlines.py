@@ -36,7 +36,7 @@ LONGER = 8
 SLACK = 20
 SMALL = ["trainer=cpu", "recipe.epochs=1", "budget.train_examples=64", "budget.test_examples=50"]
 PATIENTLY = {**composed()["logger"], "timeout": PATIENT}
-NO_ANSWER = rf"cannot be used: there was no answer within {TIMEOUT} s"
+NO_ANSWER = r"cannot be used: there was no answer within \d+ s"
 #: Code that stops the background service of this process, which then is as busy as can be.
 STOP = f"""
 import os, signal
@@ -122,7 +122,7 @@ def test_verbs_that_train_record_offline_and_end_in_time(tmp_path):
         for verb in started:
             assert verb.ended() == 0, verb.output
             assert not verb.said("W&B is left out"), verb.output
-            (offline,) = verb.said(rf"no answer within {LONGER} s; the run is recorded offline")
+            (offline,) = verb.said(rf"{NO_ANSWER}; the run is recorded offline")
             assert offline - verb.server.contact < LONGER + GRACE + SLACK
             trained, done = verb.said("epoch 1/1")[-1], verb.said(r"/[037]: top-1")[0]
             assert done - trained < LONGER + GRACE + SLACK
