@@ -37,7 +37,9 @@ class HetConv2d(ConvOperator):
             g-th block of filters has its KxK kernels on the g-th block of channels.
         form: how it is computed, to the same result. "plain" adds two convolutions, everywhere. "fused" adds the
             second one in place (`ops.kxk_plus_1x1`), on a CPU in channels_last. "triton" is one kernel
-            (`ops.hetconv_triton`), on a GPU. "auto" takes "fused" where it can.
+            (`ops.hetconv_triton`), on a GPU. "auto" takes "fused" where it can, "triton" where that was measured to be
+            faster (bfloat16 in channels_last on a GPU, not compiled: `hetconv_triton.wins`), else "plain"; `deployed`
+            does not know its inputs, and takes "triton" only where that was asked for.
 
     Only the non-zero weights are parameters. They are stored block by block, in both arrangements alike: row r of
     `weight_kxk` (rows, M/G, K, K), with G = min(P, M), belongs to block r // (N/P); `weight_1x1` (rows, M - M/G) holds
@@ -153,7 +155,7 @@ class HetConv2d(ConvOperator):
         x, padding = self._padded(x)
         if self.parts == 1:
             return F.conv2d(x, self.weight_kxk, self.bias, self.stride, padding, self.dilation)
-        if self.form == "triton":
+        if self._triton(x):
             return self._forward_triton(x, padding)
         if self._fused(x):
             return self._forward_fused(x, padding)
@@ -162,6 +164,12 @@ class HetConv2d(ConvOperator):
             kxk = F.pad(kxk, (0, 0, 0, 0, 0, self.pointwise_filters))
         weight = self._from_blocks(self._pointwise_by_block())
         return self._in_output_order(kxk) + F.conv2d(self._centres(x, padding), weight[..., None, None], self.bias)
+
+    def _triton(self, x: Tensor) -> bool:
+        """Whether this input is computed in the form of one Triton kernel."""
+        if self.form != "auto":
+            return self.form == "triton"
+        return self.weight_pointwise is None and hetconv_triton.wins(x, self.weight_kxk.dtype)
 
     def _fused(self, x: Tensor) -> bool:
         """Whether this input is computed in the fused form."""
