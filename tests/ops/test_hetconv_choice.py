@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,14 @@ def test_the_least_tile_is_left_where_none_fits():
     assert fitting(tiles, lambda tile: tile.rows * tile.columns, 100) == [Tile(64, 64)]
     assert fitting(tiles, lambda tile: tile.rows, 64) == [Tile(64, 64), Tile(64, 128)]
     assert fitting(tiles, lambda tile: tile.rows, shared_memory(torch.device("cpu"))) == tiles
+
+
+def test_the_limit_is_the_device_s(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**properties))
+    properties = {"shared_memory_per_block_optin": H100_MEMORY}
+    assert shared_memory.__wrapped__(torch.device("cuda:0")) == H100_MEMORY
+    properties = {}
+    assert shared_memory.__wrapped__(torch.device("cuda:0")) is None
 
 
 def test_the_memory_is_as_an_h100_found_it():

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.unit
 
 PLACE = {"name": "A GPU", "torch": "2", "cudnn": 9, "triton": "3", "driver": "5"}
 
+VALID = '{"schema": 1, "what": "speed", "time": "2026-11-26", "commit": "abc", "environment": {}'
+
 
 def written(folder, what, cases, **words):
     content = {"schema": 1, "what": what, "time": "2026-11-26", "commit": "abc", "environment": PLACE, "cases": cases}
@@ -75,6 +77,8 @@ def test_what_no_record_has_is_not_measured(tmp_path):
     [
         ('{"schema": 1', "one.json cannot be read as a record of a run on a GPU"),
         ("[]", "one.json has no schema"),
+        (f'{VALID}, "cases": {{"a": 3}}}}', "one.json cannot be .*the case 'a' is not a dict"),
+        (f'{VALID}, "cases": {{}}, "notes": 3}}', "one.json cannot be .*'notes' is not a list"),
         ('{"schema": 1, "what": "speed"}', "one.json cannot be .*'time' is missing or not a str"),
     ],
 )

@@ -48,5 +48,8 @@ def _read(path: Path) -> GpuRecord:
     for name, case in content["cases"].items():
         if not isinstance(case, dict):
             raise ConvReproError(f"{path} cannot be read as {KIND}: the case {name!r} is not a dict")
-    words = (content[key] for key in ("what", "time", "commit", "environment", "cases"))
-    return GpuRecord(path, *words, notes=tuple(map(str, content.get("notes") or ())))
+    words = {key: content[key] for key in ("what", "time", "commit", "environment", "cases")}
+    notes = content.get("notes", [])
+    if not isinstance(notes, list):
+        raise ConvReproError(f"{path} cannot be read as {KIND}: 'notes' is not a list")
+    return GpuRecord(path, **words, notes=tuple(map(str, notes)))

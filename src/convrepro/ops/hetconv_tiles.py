@@ -47,10 +47,10 @@ def width(size: int, most: int) -> int:
 
 @cache
 def shared_memory(device: torch.device) -> int | None:
-    """Bytes of shared memory that one program may have on this device; None where it has no such limit."""
+    """Bytes of shared memory that one program may have on this device; None where no limit is known."""
     if device.type != "cuda":
         return None
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
 
 
 def fitting(tiles: list[Tile], needs: Callable[[Tile], int], limit: int | None) -> list[Tile]:

@@ -108,9 +108,14 @@ def _cast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+def _pair(word: Sequence[int]) -> tuple[int, int]:
+    height, width = word
+    return height, width
+
+
 def _layer(weight_kxk: Tensor, blocks: int, *words: Words) -> Layer:
     shape = weight_kxk.shape
-    return Layer(shape[1] * blocks, shape[0], blocks, tuple(shape[2:]), *map(tuple, words))
+    return Layer(shape[1] * blocks, shape[0], blocks, _pair(shape[2:]), *map(_pair, words))
 
 
 def _empty(x: Tensor, filters: int, height: int, width: int) -> Tensor:
@@ -152,7 +157,7 @@ def _packed_hetconv(
     dilation: Words,
     relu: bool,
 ) -> Tensor:
-    layer = Layer(x.shape[1], filters, blocks, *map(tuple, (kernel_size, stride, padding, dilation)))
+    layer = Layer(x.shape[1], filters, blocks, *map(_pair, (kernel_size, stride, padding, dilation)))
     return launch.forward(x, packed, bias, layer, relu=relu)
 
 
@@ -175,7 +180,7 @@ def _input_gradient(
 ) -> Tensor:
     layer = _layer(weight_kxk, blocks, stride, padding, dilation)
     packed = launch.pack(weight_kxk, weight_1x1, layer, grad.dtype, transposed=True)
-    return launch.input_gradient(grad, packed, layer, tuple(size))
+    return launch.input_gradient(grad, packed, layer, _pair(size))
 
 
 @_input_gradient.register_fake
