@@ -8,6 +8,8 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -133,7 +135,8 @@ def _run(stage: str, words: argparse.Namespace, work: Callable[[Records], None],
         os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
     records = Records(stage, words)
     records.again = again
-    records.content["environment"] = environment(words.device)
+    records.content |= {"schema": 1, "what": stage, "time": time.strftime("%Y-%m-%d", time.gmtime())}
+    records.content |= {"commit": commit(), "environment": environment(words.device)}
     work(records)
     records.save()
 
@@ -144,8 +147,30 @@ def spoils(error: BaseException) -> bool:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    trace = "".join(traceback.format_exception(error))
-    return {"error": f"{type(error).__name__}: {error}"[:2000], "trace": trace[-3000:]}
+    """The error and where it was raised, files by their names alone."""
+    trace = without_folders("".join(traceback.format_exception(error)))
+    return {"error": without_folders(f"{type(error).__name__}: {error}")[:2000], "trace": trace[-3000:]}
+
+
+def without_folders(text: str) -> str:
+    """`text` with the last part alone of each absolute path."""
+    return re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/(?=[\w.+-])", "", text)
+
+
+def answer(*command: str) -> str | None:
+    """The first line that a command prints; None where it fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True, cwd=Path(__file__).parent
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().split("\n")[0] or None
+
+
+def commit() -> str | None:
+    """The commit of the code: what COMMIT says, for a copy without a repository; else what git says."""
+    return os.environ.get("COMMIT") or answer("git", "rev-parse", "--short=7", "HEAD")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -160,6 +185,7 @@ def environment(device: str) -> dict[str, Any]:
     if device == "cuda":
         found |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
         found["cudnn"] = torch.backends.cudnn.version()
+        found["driver"] = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         for word in ("clock_rate", "temperature", "power_draw"):
             try:
                 found[word] = getattr(torch.cuda, word)()

@@ -28,7 +28,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--png", action="store_true", help="with --plots: write PNG files beside the SVG files")
     verb.add_argument("--html", nargs="?", const=PAGE, metavar="FILE", help=f"write one HTML page instead ({PAGE})")
     verb.add_argument("--audit", action="store_true", help="write AUDIT.md instead: every static value, recounted")
-    verb.add_argument("--speed", action="store_true", help="write SPEED.md and its plot instead, from records of speed")
+    verb.add_argument("--speed", action="store_true", help="write SPEED.md, its plot and GPU.md instead, from records")
     verb.set_defaults(execute=_report)
 
 
@@ -56,10 +56,10 @@ def _report(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.speed:
         from convrepro.evidence.speed_record import merged, records
+        from convrepro.report import gpu_page, speed_page
         from convrepro.report.plots.files import write_speeds
-        from convrepro.report.speed_page import write
 
-        for path in (write(), *write_speeds(merged(records()))):
+        for path in (speed_page.write(), gpu_page.write(), *write_speeds(merged(records()))):
             print(path)
         return 0
     from convrepro.report.papers import report, write_scoreboard

@@ -40,7 +40,9 @@ class HetConv2d(ConvOperator):
             activations.
         form: how the output is computed; the result is the same. "plain" adds two convolutions and works everywhere.
             "fused" adds the second one in place (`ops.kxk_plus_1x1`) and needs a CPU and channels_last. "triton" is one
-            kernel (`ops.hetconv_triton`) and needs a GPU. "auto" uses "fused" wherever it is supported.
+            kernel (`ops.hetconv_triton`) and needs a GPU. "auto" uses "fused" wherever it is supported, "triton" where
+            it was measured to be faster (bfloat16 in channels_last on a GPU, not compiled: `hetconv_triton.wins`), and
+            "plain" elsewhere. `deployed` does not know its inputs: it uses "triton" only if form="triton".
 
     Only the non-zero weights are parameters. Both arrangements store them block by block. With G = min(P, M), row r of
     `weight_kxk` (rows, M/G, K, K) belongs to block r // (N/P). `weight_1x1` (rows, M - M/G) holds the 1x1 kernels of
@@ -157,7 +159,7 @@ class HetConv2d(ConvOperator):
         x, padding = self._padded(x)
         if self.parts == 1:
             return F.conv2d(x, self.weight_kxk, self.bias, self.stride, padding, self.dilation)
-        if self.form == "triton":
+        if self._triton(x):
             return self._forward_triton(x, padding)
         if self._fused(x):
             return self._forward_fused(x, padding)
@@ -166,6 +168,12 @@ class HetConv2d(ConvOperator):
             kxk = F.pad(kxk, (0, 0, 0, 0, 0, self.pointwise_filters))
         weight = self._from_blocks(self._pointwise_by_block())
         return self._in_output_order(kxk) + F.conv2d(self._centres(x, padding), weight[..., None, None], self.bias)
+
+    def _triton(self, x: Tensor) -> bool:
+        """Whether this input is computed in the form of one Triton kernel."""
+        if self.form != "auto":
+            return self.form == "triton"
+        return self.weight_pointwise is None and hetconv_triton.wins(x, self.weight_kxk.dtype)
 
     def _fused(self, x: Tensor) -> bool:
         """Returns whether this input is computed in the fused form."""

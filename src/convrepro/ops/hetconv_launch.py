@@ -7,7 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from convrepro.ops.hetconv_tiles import Tile, fastest, gemm_tiles, gradient_tiles, width
+from convrepro.ops.hetconv_tiles import (
+    Tile,
+    fastest,
+    fitting,
+    gemm_memory,
+    gemm_tiles,
+    gradient_memory,
+    gradient_tiles,
+    shared_memory,
+    width,
+)
 
 LEAST_BLOCK = 32
 """Channels and filters that a merged block has at least, as far as the layer has them."""
@@ -95,7 +105,9 @@ def weight_gradient(grad: Tensor, x: Tensor, layer: Layer, dtype: torch.dtype) -
             _weight_gradient(grad, x, layer, out, tile)
 
     if grad.numel():
-        tiles = gradient_tiles(layer.block, layer.stays(), x.element_size())
+        entry_bytes = x.element_size()
+        tiles = gradient_tiles(layer.block, layer.stays(), entry_bytes)
+        tiles = fitting(tiles, lambda tile: gradient_memory(tile, entry_bytes), shared_memory(x.device))
         fastest(run, tiles, ("weights", layer, *x.shape, x.dtype))
     return out
 
@@ -228,10 +240,10 @@ def _gather_gemm(
     x = _rows(x)
     y = x.new_empty(len(x), *size, filters)
     block_in, block_out = x.shape[3] // blocks, filters // blocks
-    pixels = y.shape[:3].numel()
+    pixels, entry_bytes = y.shape[:3].numel(), x.element_size()
+    centre_depth = width(x.shape[3], 128 // entry_bytes)
 
     def run(tile: Tile) -> None:
-        centre_depth = width(x.shape[3], 128 // x.element_size())
         kernels.gather_gemm[(-(-pixels // tile.rows) * (blocks // tile.joined) * -(-block_out // tile.columns),)](
             x,
             packed,
@@ -260,7 +272,9 @@ def _gather_gemm(
 
     if pixels:
         kind = "positions", *x.shape, *y.shape, blocks, tuple(taps.values()), x.dtype
-        fastest(run, gemm_tiles(blocks, block_in, block_out, x.element_size()), kind)
+        tiles = gemm_tiles(blocks, block_in, block_out, entry_bytes)
+        tiles = fitting(tiles, lambda tile: gemm_memory(tile, centre_depth, entry_bytes), shared_memory(x.device))
+        fastest(run, tiles, kind)
     return y.movedim(-1, 1)
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,38 @@ def interpreted() -> bool:
 def width(size: int, most: int) -> int:
     """The least power of two from 16 on that holds `size`, at most `most`."""
     return min(max(16, 1 << (size - 1).bit_length()), most)
+
+
+@cache
+def shared_memory(device: torch.device) -> int | None:
+    """Bytes of shared memory that one program may have on this device; None where no limit is known."""
+    if device.type != "cuda":
+        return None
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
+
+
+def fitting(tiles: list[Tile], needs: Callable[[Tile], int], limit: int | None) -> list[Tile]:
+    """Those of `tiles` that need at most `limit` bytes, in their order; if none does, the one that needs least."""
+    if limit is None:
+        return tiles
+    return [tile for tile in tiles if needs(tile) <= limit] or [min(tiles, key=needs)]
+
+
+def gemm_memory(tile: Tile, centre_depth: int, entry_bytes: int) -> int:
+    """Bytes of shared memory that `gather_gemm` needs: each stage holds what one step reads.
+
+    At the window's centre the joined blocks share one tile of the input; at the other taps each has its own.
+    """
+    centre = centre_depth * (tile.rows + tile.joined * tile.columns)
+    others = tile.depth * tile.joined * (tile.rows + tile.columns)
+    return tile.stages * entry_bytes * max(centre, others)
+
+
+def gradient_memory(tile: Tile, entry_bytes: int) -> int:
+    """The same for the kernel `weight_gradient`; 0 where a library computes all."""
+    if tile.library == "dense":
+        return 0
+    return tile.stages * entry_bytes * tile.depth * (tile.shared * tile.rows + tile.columns)
 
 
 def gemm_tiles(blocks: int, block_in: int, block_out: int, entry_bytes: int) -> list[Tile]:
@@ -94,8 +126,8 @@ timed: dict[Hashable, dict[Tile, float]] = {}
 def fastest(run: Callable[[Tile], None], tiles: list[Tile], kind: Hashable) -> None:
     """Run with the tile that is the fastest for this kind of launch.
 
-    They are timed the first time, where cuDNN would time, too, and no graph is being captured; else it is the first
-    that the device has shared memory for.
+    They are timed the first time, where cuDNN would time, too, and no graph is being captured; else it is the first.
+    `tiles` are those that `fitting` leaves; one that needs more memory than was computed is passed over.
     """
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench

@@ -11,6 +11,7 @@ torch (`torch.ops.convrepro`), so that `torch.compile` and CUDA graphs take them
 """
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,8 +32,32 @@ def fits(x: Tensor) -> bool:
     """Whether the kernels take this input here: Triton is installed, and x is on a GPU (or Triton interprets), in
     float32, float16 or bfloat16, of less than 2^31 entries.
     """
-    there = find_spec("triton") is not None and (x.is_cuda or interpreted())
-    return there and x.dtype in DTYPES and x.numel() < 2**31
+    return (x.is_cuda or interpreted()) and _installed() and x.dtype in DTYPES and x.numel() < 2**31
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def wins(x: Tensor, weights: torch.dtype) -> bool:
+    """Whether x, with weights of that dtype, is of the kind for which the kernels were measured to be faster than two
+    convolutions and the dense one (`reproductions/GPU.md`).
+
+    It `fits`, is in channels_last on the current GPU, and is multiplied in bfloat16: autocast says so, or both are in
+    it. What is traced or compiled is not of that kind.
+    """
+    if not x.is_cuda or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    autocast = torch.is_autocast_enabled("cuda")
+    dtypes = {torch.get_autocast_dtype("cuda")} if autocast else {x.dtype, weights}
+    return (
+        dtypes == {torch.bfloat16}
+        and x.ndim == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.device.index == torch.cuda.current_device()
+        and fits(x)
+    )
 
 
 def hetconv(
@@ -83,9 +108,14 @@ def _cast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+def _pair(word: Sequence[int]) -> tuple[int, int]:
+    height, width = word
+    return height, width
+
+
 def _layer(weight_kxk: Tensor, blocks: int, *words: Words) -> Layer:
     shape = weight_kxk.shape
-    return Layer(shape[1] * blocks, shape[0], blocks, tuple(shape[2:]), *map(tuple, words))
+    return Layer(shape[1] * blocks, shape[0], blocks, _pair(shape[2:]), *map(_pair, words))
 
 
 def _empty(x: Tensor, filters: int, height: int, width: int) -> Tensor:
@@ -127,7 +157,7 @@ def _packed_hetconv(
     dilation: Words,
     relu: bool,
 ) -> Tensor:
-    layer = Layer(x.shape[1], filters, blocks, *map(tuple, (kernel_size, stride, padding, dilation)))
+    layer = Layer(x.shape[1], filters, blocks, *map(_pair, (kernel_size, stride, padding, dilation)))
     return launch.forward(x, packed, bias, layer, relu=relu)
 
 
@@ -150,7 +180,7 @@ def _input_gradient(
 ) -> Tensor:
     layer = _layer(weight_kxk, blocks, stride, padding, dilation)
     packed = launch.pack(weight_kxk, weight_1x1, layer, grad.dtype, transposed=True)
-    return launch.input_gradient(grad, packed, layer, tuple(size))
+    return launch.input_gradient(grad, packed, layer, _pair(size))
 
 
 @_input_gradient.register_fake

@@ -30,8 +30,8 @@ in one process, in an order that is reversed from round to round. A ratio is the
 baseline's, the median over the rounds; it is below 1 where the candidate is faster. Where there are several records,
 the ratio is their median, with the lowest and the highest in parentheses. `realised` is the speed-up as a share of the
 speed-up that the MACs promise. A training step is forward, backward and SGD. Inference uses the folded form
-(`convrepro.models.export.fuse`) of both networks, in torch and, exported to ONNX, in onnxruntime. On other hardware,
-above all on a GPU, the order may differ: `convrepro bench all` measures it there."""
+(`convrepro.models.export.fuse`) of both networks, in torch and, exported to ONNX, in onnxruntime. On other hardware
+the order may differ: `convrepro bench all` measures it there. What was measured on a GPU is in [GPU.md](GPU.md)."""
 
 
 def render(found: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,107 @@
+"""The page of the runs on a GPU: up to date with its records, goals judged, damaged records named."""
+
+import json
+import re
+
+import pytest
+
+from convrepro.config.paths import REPRODUCTIONS
+from convrepro.errors import ConvReproError
+from convrepro.evidence.gpu_record import FOLDER, records
+from convrepro.report import gpu_page
+
+pytestmark = pytest.mark.unit
+
+PLACE = {"name": "A GPU", "torch": "2", "cudnn": 9, "triton": "3", "driver": "5"}
+
+VALID = '{"schema": 1, "what": "speed", "time": "2026-11-26", "commit": "abc", "environment": {}'
+
+
+def written(folder, what, cases, **words):
+    content = {"schema": 1, "what": what, "time": "2026-11-26", "commit": "abc", "environment": PLACE, "cases": cases}
+    path = folder / "one.json"
+    path.write_text(json.dumps(content | words))
+    return path
+
+
+def page(folder, *words, **more):
+    written(folder, *words, **more)
+    return gpu_page.render(records(folder))
+
+
+def test_the_page_is_up_to_date():
+    found = records()
+    assert found, "nothing was measured"
+    assert (REPRODUCTIONS / gpu_page.PAGE).read_text() == gpu_page.render(found)
+
+
+@pytest.mark.parametrize("path", sorted((REPRODUCTIONS / FOLDER).glob("*.json")), ids=lambda path: path.name)
+def test_a_record_says_where_it_was_made_and_names_no_folder_of_the_machine(path):
+    content = json.loads(path.read_text())
+    assert content["commit"]
+    assert content["time"]
+    assert content["environment"]["driver"]
+    assert not re.search(r"(?<![\w.])/\w+/\w", path.read_text())
+
+
+def test_goals_are_judged(tmp_path):
+    ratios = {"dense": 1.0, "triton p=4": 0.70, "triton p=16": 0.601}
+    text = page(tmp_path, "speed", {"training": {"ms": ratios, "ratio": ratios}}, notes=["A note."])
+    assert "| triton P=4 | 0.700 | 0.70 | 0.70 | met |" in text
+    assert "| triton P=16 | 0.601 | 0.60 | 0.60 | missed |" in text
+    assert "A note." in text
+
+
+def test_cases_are_counted_and_failures_named(tmp_path):
+    cases = {
+        "float32 one": {"worst": 0.5, "limit": 1.0},
+        "float32 two": {"worst": 0.25, "limit": 1.0},
+        "float32 three": {"error": "Wrong: by far\nin many lines"},
+        "float32 four": {"error": "not reached"},
+        "float32 five": {"skipped": "no reason"},
+    }
+    text = page(tmp_path, "correctness", cases)
+    assert "| 2 | 1 | 1 | 0.50 |" in text
+    assert "- failed: float32 three: Wrong: by far\n" in text
+
+
+def test_what_no_record_has_is_not_measured(tmp_path):
+    measured = {"training, compiled": {"ms": {"dense": 1.0}, "ratio": {"dense": 1.0}}}
+    text = gpu_page.IF_MISSING["training, compiled"]
+    assert text not in page(tmp_path, "speed", measured)
+    assert text in page(tmp_path, "speed", {"training, compiled": {"error": "not reached"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema": 1', "one.json cannot be read as a record of a run on a GPU"),
+        ("[]", "one.json has no schema"),
+        (f'{VALID}, "cases": {{"a": 3}}}}', "one.json cannot be .*the case 'a' is not a dict"),
+        (f'{VALID}, "cases": {{}}, "notes": 3}}', "one.json cannot be .*'notes' is not a list"),
+        ('{"schema": 1, "what": "speed"}', "one.json cannot be .*'time' is missing or not a str"),
+    ],
+)
+def test_a_file_that_is_not_a_record_is_refused(text, message, tmp_path):
+    (tmp_path / "one.json").write_text(text)
+    with pytest.raises(ConvReproError, match=message):
+        records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "cases"),
+    [
+        ("weather", {}),
+        ("speed", {"training": 3}),
+        ("speed", {"training": {"ratio": {"dense": 1.0}}}),
+        ("speed", {"training": {"ratio": {"dense": "1"}, "ms": {"dense": 1.0}}}),
+        ("speed", {"layer 3": {"mac_ratio": 0.5}}),
+        ("speed", {"profile dense": {"kernels": [3]}}),
+        ("correctness", {"float32 one": {"worst": 0.5}}),
+        ("correctness", {"float32 one": {"error": ""}}),
+        ("correctness", {"": {"error": 3}}),
+    ],
+)
+def test_a_damaged_record_is_named(what, cases, tmp_path):
+    with pytest.raises(ConvReproError, match=r"one\.json"):
+        page(tmp_path, what, cases)
