@@ -27,9 +27,10 @@ from convrepro.data.sets import Split
 from convrepro.evidence import counts as statics
 from convrepro.models.build import build_network
 from convrepro.runs.identity import Identity
+from convrepro.runs.protocol import Protocol, scientific
 from convrepro.tables import Row, list_tables, load_table
 from convrepro.training.progress import Progress
-from convrepro.training.run import assemble
+from convrepro.training.run import Run, assemble
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES, BATCH = 12_800, 128
@@ -121,12 +122,13 @@ def real_loop() -> Step:
     """An epoch as the suite trains it, with validation, history, progress and a checkpoint at its end."""
     data, validation = batches(STEPS), batches(2)
     words = ["trainer=cpu", "logger=none", "recipe.epochs=1", f"recipe.batch_size={EXAMPLES}"]
-    identity, cfg = Identity("adhoc", "loop", 0, "paper"), compose_config(words)
+    identity = Identity("adhoc", "loop", 0, "paper")
 
     def step() -> None:
         with tempfile.TemporaryDirectory() as folder:
             progress = Progress(Path(folder), 1, lambda line: None)
-            module, trainer, _ = assemble(cfg, identity, Path(folder), tiny(), {}, words, progress)
+            cfg = compose_config([*words, f"runs={folder}"])
+            module, trainer, _ = assemble(Run(cfg, words, Protocol(scientific(cfg)), identity), tiny(), {}, progress)
             trainer.fit(module, data, validation)
 
     return step

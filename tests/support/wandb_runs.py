@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import wandb
-from omegaconf import OmegaConf
 
 from convrepro.config.compose import compose_config
 from convrepro.runs.identity import Identity
 from convrepro.runs.summary import summary
+from convrepro.tables import load_table
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.tracking.offline import fragments
 from convrepro.training.run import run
@@ -81,7 +81,7 @@ def history(epochs: int) -> list[dict[str, Any]]:
 @cache
 def composed() -> dict[str, Any]:
     """The configuration of a run that only logs."""
-    return OmegaConf.to_container(compose_config([*SHIFT, "logger.timeout=2"]), resolve=True)
+    return compose_config([*SHIFT, "logger.timeout=2"]).model_dump()
 
 
 def result(epochs: int, **changed: Any) -> dict[str, Any]:
@@ -97,14 +97,14 @@ def result(epochs: int, **changed: Any) -> dict[str, Any]:
 
 def attempt(folder: Path, epochs: int, error: BaseException | None = None, *, kill: bool = False) -> RunLogger | None:
     """One attempt at a run that logs up to so many epochs; it ends well, by `error`, or never (`kill`)."""
-    logger = build_logger(composed()["logger"], IDENTITY, folder, composed(), STATIC)
+    logger = build_logger(composed()["logger"], IDENTITY, folder, composed(), STATIC, load_table(TABLE))
     if logger is None:
         return None
     logger.catch_up(history(epochs))
     if error:
         logger.fail(error)
     elif not kill:
-        logger.finish(summary(result(epochs)))
+        logger.finish(summary(result(epochs), load_table(TABLE)))
     if not kill and not logger.broken and logger.run.offline:
         assert fragments(folder)[-1].closed, "the record is not whole on the disk"
     return logger

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import wandb
-from omegaconf import OmegaConf
 
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError
 from convrepro.runs.result import read_result
 from convrepro.runs.summary import summary
+from convrepro.tables import load_table
 from convrepro.tracking.logger import LOGGED, offline_without_key, without_secrets
 from convrepro.tracking.offline import fragments
 from convrepro.tracking.sync import sync
@@ -56,7 +56,7 @@ def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
     assert run.tags == ["deepshift_mnist_fc", "shift", "fashion-sample", "paper", *([commit[:8]] if commit else [])]
     assert (run.state, run.exit_code, run.was_preempting) == ("finished", 0, False)
 
-    tree = OmegaConf.to_container(compose_config([*SHIFT, *words, f"runs={tmp_path / 'runs'}"]), resolve=True)
+    tree = compose_config([*SHIFT, *words, f"runs={tmp_path / 'runs'}"]).model_dump()
     scalars = {"conv_name": "shift", "data_name": "fashion-sample", "budget_name": "paper", "commit": commit}
     assert run.values == full({**tree, **scalars, "dirty": result["environment"]["dirty"]})
     assert {key: run.values[key] for key in ("table", "row", "seed")} == {"table": TABLE, "row": "fc_q", "seed": 0}
@@ -66,7 +66,7 @@ def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
     assert [row["trainer/global_step"] for row in run.history()] == [4, 8, 12]
     assert '"trainer/global_step"' in json.dumps(run.config["_wandb"]["value"]["m"]), "no step axis was named"
 
-    final = summary(result)
+    final = summary(result, load_table(TABLE))
     assert {key: run.summary[key] for key in final} == final
     assert set(run.summary) - set(final) == {*LOGGED, "epoch", "trainer/global_step", *CLOCKS, "_wandb"}
     assert final.keys() >= {"last/top1", "best/top1", "best/epoch", "static/convention", "published/top1"}
@@ -120,7 +120,9 @@ def test_a_server_in_trouble_holds_up_a_run_for_a_while_and_gets_everything_late
         run = server.run(IDENTITY.run_id)
         assert rows(run) == told(result)
         assert (run.state, run.exit_code) == ("finished", 0)
-        assert {key: run.summary[key] for key in summary(result)} == summary(result)
+        assert {key: run.summary[key] for key in summary(result, load_table(TABLE))} == summary(
+            result, load_table(TABLE)
+        )
     assert outcome.counts == "0 sent, 1 skipped, 0 failed"
 
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from convrepro.errors import ConvReproError
-from convrepro.tables import Metric, Row, Table, Trained, judge, load_table, measured, standing
+from convrepro.tables import Metric, Row, Table, Trained, judge, measured, standing
 from convrepro.tables.verdict import NONE
 
 #: A result's static columns -> the counting rule of each.
@@ -20,13 +19,12 @@ STATIC = {
 NOT_COMPARED = "not compared"
 
 
-def rules_of(table: str | None, row: str | None) -> tuple[str, ...]:
-    """The counting rules of the metrics that the run of a table's row is compared by; none without a table.
+def rules_of(table: Table | None) -> tuple[str, ...]:
+    """The counting rules of the metrics that a run of the table is compared by; none without a table.
 
     A result's `counts` holds the exact number by each, as text.
     """
-    found = _find(table, row)
-    return tuple(dict.fromkeys(m.count for m in found[0].metrics.values() if m.count)) if found else ()
+    return tuple(dict.fromkeys(m.count for m in table.metrics.values() if m.count)) if table else ()
 
 
 def last_and_best(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -38,8 +36,8 @@ def last_and_best(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
     return {"last": pick(history[-1]), "best": pick(max(history, key=lambda line: line["val/top1"]))}
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Key -> value, for a finished run or, without `metrics` and `status`, for one that starts.
+def summary(result: Mapping[str, Any], table: Table | None) -> dict[str, Any]:
+    """Key -> value, for a finished run or, without `metrics` and `status`, for one that starts; `table` is the run's.
 
     `last/*` and `best/*` (the epoch of the best top-1), `static/*` by the rules that `static/convention` names,
     `multiplications_left` (the share of the MACs that still multiply), `images_per_second` in training, and for each
@@ -48,7 +46,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     A verdict is that of this seed alone, by the tolerance of the table. Only a run that the table may be judged by has
     one (the paper's budget, the row's own overrides and data); the others' is `not compared`.
     """
-    found = {**_measures(result.get("metrics") or {}), **_costs(result["static"]), **_comparison(result)}
+    found = {**_measures(result.get("metrics") or {}), **_costs(result["static"]), **_comparison(result, table)}
     found["images_per_second"] = (result.get("time") or {}).get("images_per_second")
     return {key: value for key, value in found.items() if value is not None}
 
@@ -70,28 +68,17 @@ def _costs(static: Mapping[str, int]) -> dict[str, Any]:
     return costs
 
 
-def _comparison(result: Mapping[str, Any]) -> dict[str, Any]:
-    found = _find(result.get("table"), result.get("row"))
-    if not found:
+def _comparison(result: Mapping[str, Any], table: Table | None) -> dict[str, Any]:
+    own = str(result.get("row")).partition("+")[0]
+    row = next((row for row in table.rows if row.id == own), None) if table else None
+    if table is None or row is None:
         return {}
-    table, row = found
     comparable = standing(result, table, row) == "paper"
     cells: dict[str, Any] = {}
     for name, metric in table.metrics.items():
         cell = _cell(table, row, metric, result) if comparable else _measured(row, metric, result)
         cells |= {f"{kind}/{name}": value for kind, value in cell.items() if value is not None}
     return cells
-
-
-def _find(table: str | None, row: str | None) -> tuple[Table, Row] | None:
-    """The table and the row of a run, a variant's included; None for a run of none, or where they are gone by now."""
-    try:
-        if not (table and row):
-            return None
-        found = load_table(table)
-        return found, found.row(row.partition("+")[0])
-    except ConvReproError:
-        return None
 
 
 def _measured(row: Row, metric: Metric, result: Mapping[str, Any]) -> dict[str, Any]:

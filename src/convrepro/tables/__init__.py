@@ -1,6 +1,6 @@
 """A paper's table as data: what is published, how it is counted or measured, and the verdict. Imports no torch."""
 
-from convrepro.tables.load import list_papers, list_tables, load_table
+from convrepro.tables.load import find_table, list_papers, list_tables, load_table
 from convrepro.tables.render import render_proxies, render_scoreboard, render_table
 from convrepro.tables.schema import (
     CAUSES,
@@ -55,6 +55,7 @@ __all__ = [
     "Table",
     "Trained",
     "data_name",
+    "find_table",
     "format_exact",
     "judge",
     "judge_claim",

@@ -81,6 +81,11 @@ def load_table(name: str, root: Path = REPRODUCTIONS) -> Table:
     return replace(table, rows=tuple(_resolve(row, table, root) if row.same_as else row for row in table.rows))
 
 
+def find_table(name: str | None, root: Path = REPRODUCTIONS) -> Table | None:
+    """The table of this name, or None where there is none by now, as for runs of a table that is gone."""
+    return load_table(name, root) if name in list_tables(root) else None
+
+
 def _read(name: str, root: Path) -> Table:
     names = list_tables(root)
     if name not in names:

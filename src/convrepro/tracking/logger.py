@@ -27,6 +27,7 @@ from convrepro.runs.environment import commit
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import LAST
 from convrepro.runs.summary import so_far, summary
+from convrepro.tables import Table
 from convrepro.tracking.offline import logged_epochs
 from convrepro.tracking.service import GRACE, Unanswered, answering, close
 
@@ -141,11 +142,17 @@ class RunLogger:
 
 
 def build_logger(
-    cfg: Mapping[str, Any], identity: Identity, folder: Path, config: Mapping[str, Any], static: Mapping[str, int]
+    cfg: Mapping[str, Any],
+    identity: Identity,
+    folder: Path,
+    config: Mapping[str, Any],
+    static: Mapping[str, int],
+    table: Table | None,
 ) -> RunLogger | None:
     """Open the run's logger; returns None for `logger=none`, and where W&B cannot be opened, without raising.
 
-    cfg: the `logger` group's choice; config: the whole resolved configuration; static: the run's static columns.
+    cfg: the `logger` group's choice; config: the whole resolved configuration; static: the run's static columns;
+    table: that of the run, if any.
     """
     if cfg["name"] == "none":
         return None
@@ -153,7 +160,7 @@ def build_logger(
     try:
         logger = open_run(cfg, identity, folder, described(identity, config, *commit()))
         with answering(cfg["timeout"]):
-            logger.run.summary.update(summary(began))
+            logger.run.summary.update(summary(began, table))
             if logger.run.url:
                 print(f"W&B: {logger.run.url}", file=sys.stderr)
     except Exception as error:
@@ -163,7 +170,9 @@ def build_logger(
     return logger
 
 
-def replay(cfg: Mapping[str, Any], identity: Identity, folder: Path, result: Mapping[str, Any]) -> None:
+def replay(
+    cfg: Mapping[str, Any], identity: Identity, folder: Path, result: Mapping[str, Any], table: Table | None
+) -> None:
     """Send what W&B lacks of a finished run, from its result, so that W&B has the run as if it was sent in training.
 
     `folder` is for the client's own files. The background service stays open for its caller; it is closed where this
@@ -175,7 +184,7 @@ def replay(cfg: Mapping[str, Any], identity: Identity, folder: Path, result: Map
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         logger.catch_up(result["history"])
-        logger.finish(summary(result))
+        logger.finish(summary(result, table))
     if logger.broken:
         raise logger.broken
 

@@ -23,6 +23,7 @@ from convrepro.errors import ConvReproError
 from convrepro.runs.folder import busy
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import read_result
+from convrepro.tables import find_table
 from convrepro.tracking.logger import replay
 from convrepro.tracking.offline import Fragment, fragments
 from convrepro.tracking.service import Unanswered, answering, close, kill_tree, sentence
@@ -180,7 +181,7 @@ def _sync_run(server: Server, identity: Identity, folder: Path, there: There) ->
         there = server.there(identity)
     sent = [f"{len(new)} attempt{'s' * (len(new) > 1)}"] if new else []
     if result and not whole(there, result):
-        replay(server.cfg, identity, folder, result)
+        replay(server.cfg, identity, folder, result, find_table(identity.table))
         sent.append("the rest from its result" if there.state != "absent" else "its result")
     if sent:
         return f"sent {' and '.join(sent)}"

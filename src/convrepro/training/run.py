@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,21 @@ NOISE = (
 )
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run: its configuration, the overrides that are kept with its result, what it is, and its table, if any."""
+
+    cfg: RunConfig
+    overrides: list[str]
+    protocol: Protocol
+    identity: Identity
+    table: Table | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.identity.folder(Path(self.cfg.runs))
+
+
 def check(cfg: RunConfig) -> None:
     """Find the data, and build network, optimizer and schedule of `cfg`, training nothing.
 
@@ -82,9 +98,8 @@ def run(
         raise Interrupted(f"interrupted before {identity.name} started", requeue=request == "requeue")
     with hold(folder) if first else nullcontext():
         # by now the process that held the folder until a moment ago may have finished the run
-        return _finished(cfg, protocol, folder, echo, repair=first) or _train(
-            cfg, overrides, protocol, identity, folder, echo, table
-        )
+        this = Run(cfg, _recorded(cfg, overrides, table), protocol, identity, table)
+        return _finished(cfg, protocol, folder, echo, repair=first) or _train(this, echo)
 
 
 def _first(cfg: RunConfig) -> bool:
@@ -96,15 +111,8 @@ def _silent(line: str) -> None:
     """What other processes than the first have to say."""
 
 
-def _train(
-    cfg: RunConfig,
-    overrides: Sequence[str],
-    protocol: Protocol,
-    identity: Identity,
-    folder: Path,
-    echo: Callable[[str], None],
-    table: Table | None,
-) -> dict[str, Any]:
+def _train(this: Run, echo: Callable[[str], None]) -> dict[str, Any]:
+    cfg, identity, folder = this.cfg, this.identity, this.folder
     torch.set_flush_denormal(True)  # squared gradients below 1e-38 made an RMSprop step on a CPU twice as slow
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.monotonic()
@@ -116,11 +124,10 @@ def _train(
     echo(f"{identity.name} ({budget_label(cfg)}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
     progress = Progress(folder, cfg.epochs, echo)
-    kept = _recorded(cfg, overrides, table)
-    module, trainer, logger = assemble(cfg, protocol, identity, folder, network, static, kept, progress)
+    module, trainer, logger = assemble(this, network, static, progress)
     environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
     with _closing(logger):
-        _execute(cfg, protocol, trainer, module, data, folder, echo)
+        _execute(this, trainer, module, data, echo)
         result = {
             "schema": SCHEMA,
             "status": "done",
@@ -128,12 +135,12 @@ def _train(
             "row": cfg.row,
             "seed": cfg.seed,
             "budget": cfg.budget.name,
-            "overrides": kept,
+            "overrides": this.overrides,
             "config": cfg.model_dump(),
-            "protocol": protocol.record,
+            "protocol": this.protocol.record,
             "metrics": _metrics(module),
             "static": static,
-            "counts": {rule: str(counted.total(rule)) for rule in rules_of(cfg.table, cfg.row)},
+            "counts": {rule: str(counted.total(rule)) for rule in rules_of(this.table)},
             "history": module.history,
             "environment": environment,
             "time": {
@@ -146,24 +153,18 @@ def _train(
         if trainer.is_global_zero:
             _write(folder, result)
         if logger:
-            logger.finish(summary(result))
+            logger.finish(summary(result, this.table))
     last = result["metrics"]["last"]
     echo(f"{identity.name}: top-1 {last['top1']:.2f} %, {result['time']['seconds']:.0f} s, {folder / FILE}")
     return result
 
 
 def assemble(
-    cfg: RunConfig,
-    protocol: Protocol,
-    identity: Identity,
-    folder: Path,
-    network: torch.nn.Module,
-    static: dict[str, int],
-    overrides: Sequence[str],
-    progress: Progress,
+    this: Run, network: torch.nn.Module, static: dict[str, int], progress: Progress
 ) -> tuple[Classifier, L.Trainer, RunLogger | None]:
     """Module, trainer and logger of a run, all from its configuration."""
-    epochs = progress.epochs
+    cfg, folder, epochs = this.cfg, this.folder, progress.epochs
+    config = cfg.model_dump()
     if cfg.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:
@@ -172,9 +173,9 @@ def assemble(
         "model": cfg.model,
         "model_args": cfg.model_args,
         "conv": cfg.conv.model_dump(),
-        "overrides": list(overrides),
-        "config": cfg.model_dump(),
-        "protocol": protocol.record,
+        "overrides": this.overrides,
+        "config": config,
+        "protocol": this.protocol.record,
     }
     module = Classifier(
         network,
@@ -184,7 +185,7 @@ def assemble(
         seed=cfg.seed,
         settings=settings,
     )
-    logger = build_logger(cfg.logger.model_dump(), identity, folder, cfg.model_dump(), static) if _first(cfg) else None
+    logger = build_logger(config["logger"], this.identity, folder, config, static, this.table) if _first(cfg) else None
     files = WholeFiles()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     arguments: dict[str, Any] = {
@@ -222,20 +223,13 @@ def _cluster() -> list[SLURMEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)] if found else []
 
 
-def _execute(
-    cfg: RunConfig,
-    protocol: Protocol,
-    trainer: L.Trainer,
-    module: Classifier,
-    data: ImageData,
-    folder: Path,
-    echo: Callable[[str], None],
-) -> None:
-    checkpoint = resumable(folder, protocol, echo) if cfg.train else None
+def _execute(this: Run, trainer: L.Trainer, module: Classifier, data: ImageData, echo: Callable[[str], None]) -> None:
+    train = this.cfg.train
+    checkpoint = resumable(this.folder, this.protocol, echo) if train else None
     if checkpoint:
         echo(f"resumes from {checkpoint}")
     with _quiet(), _interruptible():
-        if cfg.train:
+        if train:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         else:
             trainer.validate(module, data, verbose=False)

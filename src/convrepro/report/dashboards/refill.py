@@ -49,7 +49,7 @@ def regenerate(table: Table, runs: Path, server: Server, echo: Callable[[str], N
             continue
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.filterwarnings("error", "W&B")  # a failure of W&B is an error here, not a warning
-            replay(server.cfg, identity, Path(folder), result)
+            replay(server.cfg, identity, Path(folder), result, table)
         server.projects.add(server.cfg["project"])
         echo(f"  {name}")
         written.append(name)
