@@ -4,14 +4,11 @@ A submission is a folder `runs/<paper>/<table>/.slurm/<number>/` with `request.j
 and `logs/`. Request and manifest are data; nothing in them is executed.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
 
+from convrepro.config.strict import Record, read_json
 from convrepro.errors import ConvReproError
 from convrepro.runs.storage import write_json, write_whole
 
@@ -20,8 +17,7 @@ MANIFEST = "manifest.jsonl"
 REQUEST = "request.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(Record):
     """One run, as `convrepro task` executes it.
 
     Attributes:
@@ -47,8 +43,7 @@ class Entry:
         return f"{self.table}/{self.row}/{self.seed}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Record):
     """The arguments of a `submit` command, so that `status` and `resubmit` need not be given them again.
 
     `runs` holds (row, seed) of all selected runs, also of those that were finished or queued already.
@@ -78,7 +73,7 @@ class Submission:
     @cached_property
     def request(self) -> Request:
         path = self.folder / REQUEST
-        return _strict(Request, _json(_text(path), str(path)), str(path))
+        return read_json(Request, _text(path), str(path))
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -107,8 +102,8 @@ def next_number(place: Path) -> int:
 
 def write(submission: Submission, request: Request, entries: list[Entry]) -> None:
     """Writes request and manifest into the submission's folder; an interruption leaves no incomplete file."""
-    write_json(submission.folder / REQUEST, asdict(request))
-    write_whole(submission.manifest, "".join(json.dumps(asdict(entry)) + "\n" for entry in entries).encode())
+    write_json(submission.folder / REQUEST, request.model_dump())
+    write_whole(submission.manifest, "".join(f"{entry.model_dump_json()}\n" for entry in entries).encode())
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -120,7 +115,7 @@ def read_manifest(path: Path) -> list[Entry]:
     entries = []
     for number, line in enumerate(_text(path).splitlines()):
         place = f"{path}, line {number + 1}"
-        entry = _strict(Entry, _json(line, place), place)
+        entry = read_json(Entry, line, place)
         if entry.index != number:
             raise ConvReproError(f"{place}: index {entry.index} must be {number}")
         entries.append(entry)
@@ -132,40 +127,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConvReproError(f"{path} cannot be read: {error}") from error
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConvReproError(f"{place}: this is not JSON ({error})") from error
-
-
-def _strict(kind: type, values: Any, place: str) -> Any:
-    """Returns `values` as the dataclass `kind`; raises ConvReproError unless keys and types are those of its fields."""
-    names = [field.name for field in fields(kind)]
-    if not isinstance(values, Mapping) or set(values) != set(names):
-        odd = set(values) ^ set(names) if isinstance(values, Mapping) else {type(values).__name__}
-        raise ConvReproError(f"{place}: unknown or missing key {sorted(odd)[0]!r}; the keys are {', '.join(names)}")
-    types_of = get_type_hints(kind)
-    for name, value in values.items():
-        if not _fits(value, types_of[name]):
-            raise ConvReproError(f"{place}: {name}={value!r} must be {types_of[name]}")
-    return kind(**{name: _frozen(value) for name, value in values.items()})
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    if get_origin(wanted) is tuple:
-        items = get_args(wanted)
-        if not isinstance(value, list):
-            return False
-        if items[-1] is Ellipsis:
-            return all(_fits(item, items[0]) for item in value)
-        return len(value) == len(items) and all(map(_fits, value, items))
-    if isinstance(wanted, UnionType):
-        return any(_fits(value, option) for option in get_args(wanted))
-    return type(value) is wanted
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

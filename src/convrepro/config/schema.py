@@ -8,9 +8,9 @@ schedules are checked by the code that has them, before any data is read.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
-from convrepro.config.strict import Rule, text_of
+from convrepro.config.strict import Record, Rule, text_of
 
 EXECUTION = "execution"
 
@@ -18,12 +18,6 @@ EXECUTION = "execution"
 def execution(default: Any = ..., **rules: Any) -> Any:
     """A field that does not determine the result of a run."""
     return Field(default, json_schema_extra={EXECUTION: True}, **rules)
-
-
-class Settings(BaseModel):
-    """Base of all groups: unknown keys are errors, numbers are not read from texts, nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -53,7 +47,7 @@ Precision = Literal[
 ]  # fmt: skip
 
 
-class Conv(Settings):
+class Conv(Record):
     """The operator, the rule that says where it goes, and its knobs, which the operator's signature types."""
 
     model_config = ConfigDict(extra="allow")
@@ -66,7 +60,7 @@ class Conv(Settings):
         return dict(self.model_extra or {})
 
 
-class Optimizer(Settings):
+class Optimizer(Record):
     name: Name
     lr: Annotated[FiniteFloat, Field(ge=0, le=1e3)]
     momentum: Share
@@ -81,17 +75,17 @@ class Optimizer(Settings):
         return name.lower()
 
 
-class Schedule(Settings):
+class Schedule(Record):
     name: Name
     args: Arguments | None
 
 
-class Augment(Settings):
+class Augment(Record):
     flip: bool
     crop_padding: Annotated[int, Field(ge=0)]
 
 
-class Recipe(Settings):
+class Recipe(Record):
     name: Name
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]
     batch_size: Annotated[int, Field(ge=1, le=1 << 24)]
@@ -103,7 +97,7 @@ class Recipe(Settings):
     normalize: bool
 
 
-class Budget(Settings):
+class Budget(Record):
     name: Name
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None
     max_batch_size: Count | None
@@ -113,7 +107,7 @@ class Budget(Settings):
     sample: bool
 
 
-class Data(Settings):
+class Data(Record):
     name: Name
     root: Text = execution()
     download: bool = execution()
@@ -135,7 +129,7 @@ class Data(Settings):
         return self
 
 
-class Trainer(Settings):
+class Trainer(Record):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = execution()
     devices: Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = execution()
     num_nodes: Count = execution()
@@ -158,7 +152,7 @@ class Trainer(Settings):
         return self.devices_per_node * self.num_nodes
 
 
-class Logger(Settings):
+class Logger(Record):
     name: Literal["none", "wandb"]
     project: Text = "convrepro"
     entity: Text | None = None
@@ -167,7 +161,7 @@ class Logger(Settings):
     checkpoints: bool = False
 
 
-class RunConfig(Settings):
+class RunConfig(Record):
     """Everything that one run is configured by: the content of `conf/train.yaml` with its groups, resolved."""
 
     conv: Conv

@@ -1,11 +1,12 @@
 """Data from outside as typed objects: one adapter that names file, key, value and rule where something does not fit."""
 
+import json
 import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from convrepro.errors import ConvReproError
@@ -50,6 +51,26 @@ class Rule(ValueError):
     def __init__(self, key: str, value: object, rule: str) -> None:
         super().__init__(rule)
         self.key, self.value = key, value
+
+
+class Record(BaseModel):
+    """Base of typed data: unknown keys are errors, numbers are not read from texts, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_json(kind: type[R], text: str, place: str) -> R:
+    """A record from JSON. Raises ConvReproError with place, key, value and rule of the first mistake."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise ConvReproError(f"{place}: this is not JSON ({first['ctx']['error']})") from None
+        raise ConvReproError(sentence(error, json.loads(text), kind, place)) from None
 
 
 def validated(kind: type[T], content: object, place: str = "") -> T:
