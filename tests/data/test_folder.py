@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from convrepro.data import ImageData
+from convrepro.data.folder import read_image
 from convrepro.errors import ConvReproError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -129,3 +130,43 @@ def test_a_broken_image_is_named(tmp_path, damage):
     broken.write_bytes(b"no image" if damage == "text" else broken.read_bytes()[:900])
     with pytest.raises(ConvReproError, match=r"a/0.jpg is no readable image"):
         list(image_data(tmp_path, num_classes=1).train_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.ppm", b"P6\n1 x\n255\n"),
+        ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(40)),
+        ("a.jpg", b""),
+        ("a.bmp", b"BM" + bytes(60)),
+    ],
+)
+def test_whatever_pillow_raises_names_the_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConvReproError, match=rf"{name} is no readable image"):
+        read_image(tmp_path / name)
+
+
+def test_an_image_that_is_too_large_names_the_file(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ConvReproError, match=r"a\.png is no readable image .*decompression bomb"):
+        read_image(tmp_path / "a.png")
+
+
+def test_greys_of_16_bits_are_scaled(tmp_path):
+    values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_what_other_programs_leave_behind_is_named(tmp_path):
+    make(tmp_path, "train/a", "train/.ipynb_checkpoints", "val/a", "val/.ipynb_checkpoints")
+    with pytest.raises(ConvReproError, match=r"\.ipynb_checkpoints is a hidden folder of some program and no class"):
+        image_data(tmp_path, num_classes=2)
+    for folder in ("train", "val"):
+        (tmp_path / folder / ".ipynb_checkpoints").rmdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / "a" / "x.jpg")
+    (tmp_path / "train" / "a" / "._x.jpg").write_bytes(b"Mac OS X")
+    with pytest.raises(ConvReproError, match=r"\._x\.jpg is a file of macOS about another file"):
+        image_data(tmp_path, num_classes=1)

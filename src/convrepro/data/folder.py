@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -44,6 +45,8 @@ def check_folder(root: Path, title: str, num_classes: int) -> None:
                 "to the folder that holds train and val"
             )
         classes[name] = {path.name for path in folder.iterdir() if path.is_dir()}
+        if hidden := sorted(label for label in classes[name] if label.startswith(".")):
+            raise ConvReproError(f"{folder / hidden[0]} is a hidden folder of some program and no class: remove it")
         if len(classes[name]) != num_classes:
             raise ConvReproError(
                 f"{folder} has {len(classes[name])} class folders, but data.num_classes={num_classes}: set it to the "
@@ -54,7 +57,7 @@ def check_folder(root: Path, title: str, num_classes: int) -> None:
 
 
 def folder_digest(root: Path) -> str:
-    """A digest of the names and sizes of all files in root/train and root/val, for 1.3 million of them in seconds."""
+    """A digest of the names and sizes of all files in root/train and root/val."""
     digest = hashlib.sha256()
     for name in SPLIT_FOLDER.values():
         for line in sorted(_files(root / name, name)):
@@ -78,7 +81,24 @@ def load_folder(root: Path, split: str) -> FolderSplit:
         folder = ImageFolder(root / SPLIT_FOLDER[split])
     except FileNotFoundError as error:
         raise ConvReproError(f"{error}: restore the images") from error
+    if stray := next((path for path, _ in folder.samples if Path(path).name.startswith("._")), None):
+        raise ConvReproError(f"{stray} is a file of macOS about another file, and no image: remove all files ._*")
     return FolderSplit([path for path, _ in folder.samples], torch.tensor(folder.targets))
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Returns the image of a file in RGB; grey values of 16 bits are scaled to 8.
+
+    Raises ConvReproError, with the file, for whatever Pillow cannot read.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode.startswith("I"):
+                grey = np.asarray(file, dtype=np.float64) * (255 / 65535)
+                return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+            return file.convert("RGB")
+    except Exception as error:  # Pillow raises many kinds: OSError, SyntaxError, ValueError, DecompressionBombError
+        raise ConvReproError(f"{path} is no readable image ({error}): restore it") from error
 
 
 class _Examples(Dataset):
@@ -94,12 +114,7 @@ class _Examples(Dataset):
         return len(self.split.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path = self.split.paths[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG.
-            raise ConvReproError(f"{path} is no readable image ({error}): restore it") from error
+        image = read_image(self.split.paths[index])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.set_state(stream(self.seed, self.epoch, AUGMENT + index).get_state())
             return self.transform(image), int(self.split.labels[index])
