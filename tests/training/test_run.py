@@ -210,3 +210,11 @@ def test_an_unfit_checkpoint_in_the_run_folder_is_named_and_not_overwritten(tmp_
 def test_a_missing_gpu_is_one_sentence(tmp_path):
     with pytest.raises(ConvReproError, match=r"trainer=.*gpu.*does not fit this machine"):
         train(["model=deepshift_mnist_fc", "trainer=gpu", "logger=none"], tmp_path)
+
+
+def test_a_run_of_one_device_ignores_the_tasks_of_its_shell(tmp_path, monkeypatch):
+    """As in `salloc --ntasks=4`, where somebody tries one run."""
+    shell = {"JOB_ID": "7", "NTASKS": "4", "NTASKS_PER_NODE": "4", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in (shell | {"JOB_NAME": "try", "NNODES": "1", "NODELIST": "n1"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert train([*MNIST_FC, "recipe.epochs=1"], tmp_path)["status"] == "done"

@@ -12,7 +12,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from convrepro.complexity.network import count_network
@@ -212,15 +217,19 @@ def assemble(
     }
     try:
         with _quiet():
-            return module, L.Trainer(plugins=[files, *_cluster()], **arguments), logger
+            return module, L.Trainer(plugins=[files, *_cluster(cfg.trainer.processes)], **arguments), logger
     except (MisconfigurationException, ValueError) as error:
         raise ConvReproError(f"trainer={cfg.trainer.model_dump()} does not fit this machine: {error}") from error
 
 
-def _cluster() -> list[SLURMEnvironment]:
-    """What Lightning finds out about SLURM by itself, without its handler that saves in the middle of a step."""
-    found = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    return [SLURMEnvironment(auto_requeue=False)] if found else []
+def _cluster(processes: int) -> list[ClusterEnvironment]:
+    """What Lightning finds out about SLURM by itself, without its handler that saves in the middle of a step.
+
+    A run of one process is not spread over the tasks of the shell that it was started in.
+    """
+    if not SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+        return []
+    return [LightningEnvironment() if processes == 1 else SLURMEnvironment(auto_requeue=False)]
 
 
 def _execute(this: Run, trainer: L.Trainer, module: Classifier, data: ImageData, echo: Callable[[str], None]) -> None:
