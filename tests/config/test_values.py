@@ -10,6 +10,8 @@ from convrepro.config.schema import RunConfig
 from convrepro.config.strict import validated
 from convrepro.errors import ConvReproError
 
+pytestmark = pytest.mark.unit
+
 Value = object
 TEXTS = ("abc", "../../x", "a b", "x" * 300, "", "a\tb", "32-true", "sgd", "none", "cpu")
 VALUES: tuple[Value, ...] = (

@@ -9,6 +9,8 @@ from convrepro.errors import ConvReproError
 from convrepro.tables import load_table
 from support.small_table import SMALL, write
 
+pytestmark = pytest.mark.unit
+
 VALUE = "value: 94.00"
 
 
