@@ -82,3 +82,21 @@ def test_the_counting_rules_of_tables_are_those_that_count():
     from convrepro.tables.schema import COUNTING_RULES
 
     assert set(COUNTING_RULES) == set(RULES)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hunter2@host.org/a-01234567.pth",
+        "https://host.org/a-01234567.pth?sig=hunter2",
+        "s3://k:hunter2@b/x",
+    ],
+)
+@pytest.mark.parametrize("key", ["weights", "data_root", "data.root"])
+def test_a_secret_in_a_row_goes_no_farther_than_its_file(tmp_path, key, url):
+    text = SMALL.replace("overrides: [conv=standard]", f"overrides: [conv=standard, \"{key}='{url}'\"]")
+    with pytest.raises(
+        ConvReproError, match=r"small\.yaml: row 'plain': a URL on .* carries a password or key"
+    ) as error:
+        load_table("paper/small", write(tmp_path, text))
+    assert "hunter2" not in str(error.value)

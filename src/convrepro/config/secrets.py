@@ -7,6 +7,8 @@ from urllib.parse import parse_qsl, urlsplit
 from convrepro.errors import ConvReproError
 
 _SECRET = re.compile(r"api_?key|token|jwt|secret|passw|credential|signature|private_?key", re.IGNORECASE)
+#: Keys in the query of a signed URL, beside those that look like a secret's name.
+_SIGNED = {"sig", "key", "auth", "code", "policy"}
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([^},\s]+)")
 _URL = re.compile(r"\w+://[^\s'\"]+")
 
@@ -27,7 +29,9 @@ def refuse_secrets(texts: Iterable[str]) -> None:
                 raise ConvReproError(f"${{oc.env:{name}}} would be written to the record of the run; leave it out")
         for url in _URL.findall(text):
             parts = urlsplit(url)
-            if "@" in parts.netloc or any(is_secret(key) for key, _ in parse_qsl(parts.query)):
+            if "@" in parts.netloc or any(
+                is_secret(key) or key.lower() in _SIGNED for key, _ in parse_qsl(parts.query)
+            ):
                 raise ConvReproError(
                     f"a URL on {parts.hostname} carries a password or key, which would be written to the record of "
                     "the run; fetch the file and give its path"

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from convrepro.config.overrides import key_of
+from convrepro.config.secrets import refuse_secrets
 from convrepro.config.strict import text_of
 from convrepro.errors import ConvReproError
 from convrepro.tables.schema import (
@@ -257,6 +258,11 @@ def parse_table(name: str, data: object, place: str) -> Table:
     ids = [row.id for row in table.rows]
     if duplicates := [i for i in ids if ids.count(i) > 1]:
         fail(place, f"row {duplicates[0]!r} is there twice; an id must be unique")
+    for overrides, where in ((table.base, place), *((row.overrides, f"{place}: row {row.id!r}") for row in table.rows)):
+        try:
+            refuse_secrets(overrides)
+        except ConvReproError as error:
+            fail(where, str(error))
     if not table.seeds or len(set(table.seeds)) != len(table.seeds):
         fail(place, f"`seeds` is {list(table.seeds)}, but must name each seed once")
     rows = dict(zip(ids, table.rows, strict=True))
