@@ -4,7 +4,6 @@ The bounds are measured from the first contact with the server, so that they do 
 a process; two processes keep the machine busy meanwhile.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -100,7 +98,7 @@ def manifest(folder: Path) -> Path:
         folder=place, source=None, commit=None, dirty=None,
     )  # fmt: skip
     path = folder / "manifest.jsonl"
-    path.write_text(json.dumps(asdict(entry)) + "\n")
+    path.write_text(entry.model_dump_json() + "\n")
     return path
 
 

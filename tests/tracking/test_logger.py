@@ -93,7 +93,7 @@ def test_checkpoints_are_artifacts_when_asked_and_evaluations_are_told_apart(ser
 
 def test_a_run_that_fails_is_failed_there_too(server, tmp_path):
     with pytest.raises(ConvReproError, match="diverged"):
-        train(["recipe.optimizer.lr=1e30"], tmp_path, row=ROW)
+        train(["recipe.optimizer.lr=1000"], tmp_path, row=ROW)
     run = server.run(IDENTITY.run_id)
     assert (run.state, run.exit_code) == ("failed", 1)
     assert run.summary["static/macs"] == 668672

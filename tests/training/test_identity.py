@@ -133,23 +133,6 @@ def test_a_changed_budget_says_so(tmp_path):
     assert re.search(r"\(paper, changed\)", told[0])
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("model=resnet10t", "model is resnet10t here"),
-        ("recipe.epochs=1", "recipe.epochs is 1 here"),
-        ("weights=x.ckpt", ""),
-    ],
-)
-def test_nothing_else_runs_under_the_name_of_a_row(tmp_path, override, words):
-    (tmp_path / "x.ckpt").touch()
-    named_row = ["table=deepshift/mnist_v5", "row=fc_original", "model=deepshift_mnist_fc", "data=mnist"]
-    with pytest.raises(ConvReproError, match="is not this run") as error:
-        train([*named_row, "recipe=deepshift_mnist_v5", "budget=smoke", "logger=none", override], tmp_path)
-    assert words in str(error.value)
-    assert not list(tmp_path.rglob("last.ckpt"))
-
-
 def test_runs_of_older_versions_are_found_under_their_names(tmp_path):
     """Those were named by the text of their overrides, and kept no protocol."""
     overrides = [*ONE, f"runs={tmp_path}"]

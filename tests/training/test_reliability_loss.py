@@ -71,7 +71,7 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_loss_was(tmp_path,
 
 
 def test_before_the_first_checkpoint_there_is_none_to_name(tmp_path):
-    said, checkpoint = failed([*STATEFUL, "recipe.optimizer.name=sgd", "recipe.optimizer.lr=1e30"], tmp_path)
+    said, checkpoint = failed([*STATEFUL, "recipe.optimizer.name=sgd", "recipe.optimizer.lr=1000"], tmp_path)
     assert "no checkpoint was saved before" in said
     assert not checkpoint
 

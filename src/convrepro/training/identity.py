@@ -5,13 +5,9 @@ from pathlib import Path
 
 from convrepro.config.compose import choices, compose_config
 from convrepro.config.schema import RunConfig
-from convrepro.config.strict import text_of
-from convrepro.errors import ConvReproError
 from convrepro.models.weights import content_digest
 from convrepro.runs.identity import Identity, former_digest, named
-from convrepro.runs.plan import variant
-from convrepro.runs.protocol import Protocol, differences, scientific
-from convrepro.tables import Table
+from convrepro.runs.protocol import Protocol, scientific
 from convrepro.training.data import image_data
 
 ADHOC = "adhoc"
@@ -39,26 +35,6 @@ def identity_of(cfg: RunConfig, overrides: Sequence[str], protocol: Protocol) ->
     former = Identity(ADHOC, f"{what}-{former_digest(texts)}", cfg.seed, cfg.budget.name)
     runs = Path(cfg.runs)
     return former if former.folder(runs).exists() and not identity.folder(runs).exists() else identity
-
-
-def check_row(cfg: RunConfig, overrides: Sequence[str], table: Table) -> None:
-    """Raise ConvReproError where a run of another protocol would be filed under the name of a row of `table`."""
-    row_name = str(cfg.row)
-    row = table.row(row_name.partition("+")[0])
-    own = compose_config([*table.overrides(row), f"budget={cfg.budget.name}"])
-    wanted = variant(own, cfg, from_row=bool(row.weights_from))
-    if row_name == row.id + wanted:
-        return
-    known = set(table.overrides(row))
-    extra = [text for text in named(overrides) if text not in known and not text.startswith("weights=")]
-    if wanted and row_name == f"{row.id}+{former_digest(extra)}":
-        return
-    key, was, now = next(differences(scientific(own), scientific(cfg)), ("weights", own.weights, cfg.weights))
-    what = f"{key} is {text_of(now)} here and {text_of(was)} in the row"
-    raise ConvReproError(
-        f"row={row_name} of {table.name} is not this run: {what}; leave table and row out, or use "
-        f"`convrepro run {table.name} --rows {row.id}` with the overrides behind it"
-    )
 
 
 def budget_label(cfg: RunConfig) -> str:

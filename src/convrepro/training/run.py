@@ -36,11 +36,11 @@ from convrepro.runs.protocol import Protocol
 from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite
 from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
-from convrepro.tables import Table, load_table
+from convrepro.tables import Table, find_table
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
-from convrepro.training.identity import budget_label, check_row, identity_of, protocol_of
+from convrepro.training.identity import budget_label, identity_of, protocol_of
 from convrepro.training.module import Classifier
 from convrepro.training.progress import EpochLog, Progress, bar
 from convrepro.training.rehearsal import rehearse
@@ -82,16 +82,14 @@ def run(
 ) -> dict[str, Any]:
     """Execute the run that `cfg` describes and return its result; a finished one is only read.
 
-    `table` is that of the run, where it is at hand; else the one that `cfg` names is loaded.
+    `table` is that of the run, where it is at hand; else the one that `cfg` names, if there is one.
 
     A run that was interrupted continues from its newest whole checkpoint. Of the processes that train one run together
     the first alone writes and speaks. Raises Busy where another process is at this run, Interrupted where a signal
     asked for it (see `interruption`), and ConvReproError for what a user can put right.
     """
     rehearse(cfg)
-    table = table or (load_table(cfg.table) if cfg.table else None)
-    if table:
-        check_row(cfg, overrides, table)
+    table = table or find_table(cfg.table)
     protocol = protocol_of(cfg)
     identity = identity_of(cfg, overrides, protocol)
     folder = identity.folder(Path(cfg.runs))
@@ -103,7 +101,7 @@ def run(
         raise Interrupted(f"interrupted before {identity.name} started", requeue=request == "requeue")
     with hold(folder) if first else nullcontext():
         # by now the process that held the folder until a moment ago may have finished the run
-        this = Run(cfg, _recorded(cfg, overrides, table), protocol, identity, table)
+        this = Run(cfg, _recorded(cfg, overrides), protocol, identity, table)
         return _finished(cfg, protocol, folder, echo, repair=first) or _train(this, echo)
 
 
@@ -249,10 +247,8 @@ def _metrics(module: Classifier) -> dict[str, dict[str, float]]:
     return last_and_best(module.history or [{"epoch": None, **module.validated}])
 
 
-def _recorded(cfg: RunConfig, overrides: Sequence[str], table: Table | None) -> list[str]:
-    """The overrides to keep: of a table's row its own, however they were spelled."""
-    if table and cfg.row and "+" not in cfg.row:
-        return list(table.overrides(table.row(cfg.row)))
+def _recorded(cfg: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """The overrides to keep; starting weights from another row are named by the table, not by a path."""
     return [o for o in named(overrides) if not (cfg.table and key_of(o) == "weights" and not is_url(o))]
 
 
