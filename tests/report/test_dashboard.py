@@ -306,7 +306,7 @@ def test_evidence_stands_in_for_runs_whose_folders_are_gone(lab, tmp_path):
         (folder / FILE).write_text(json.dumps(result))
     collected = fine(convrepro("collect", NAME, "--runs", str(runs), CONVREPRO_TABLES=str(tables)))
     assert "3 runs, 0 proxies, 1 refused" in collected
-    assert "another by now: recipe.epochs was 9 and is 2" in collected
+    assert "recipe.epochs was 9, the row has 2" in collected
     (RUNS[0].folder(runs) / FILE).write_text((RUNS[0].folder(lab.runs) / FILE).read_text())
     for identity in RUNS[1:]:
         (identity.folder(runs) / FILE).unlink()

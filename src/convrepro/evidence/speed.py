@@ -191,9 +191,10 @@ def compare(pair: Pair, setting: Setting) -> PairSpeed:
 
     Raises ConvReproError where one of them cannot be built, counted or exported.
     """
-    cfg, base = compose_config(pair.overrides), compose_config(pair.baseline_overrides)
-    for configuration in (cfg, base):
-        configuration.weights = None
+    cfg, base = (
+        compose_config(overrides).model_copy(update={"weights": None})
+        for overrides in (pair.overrides, pair.baseline_overrides)
+    )
     with _threads(setting.threads):
         networks = [build_network(c)[0] for c in (cfg, base)]
         counts = [
