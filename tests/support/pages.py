@@ -12,7 +12,7 @@ question: does <img src=x onerror=alert(2)> hold?
 base: [model=resnet18, data=cifar10]
 seeds: [0]
 metrics:
-  "top1'><script>": {unit: "%", tol: 0.3, why: "<script>why</script>"}
+  "top1'><script>": {unit: "%", tol: 0.3, why: "<script>why</script>", run_metric: top1}
   macs: {unit: M, decimals: 1, printed: round, count: conv_fc}
 rows:
   - id: a
