@@ -88,6 +88,8 @@ def run(
     the first alone writes and speaks. Raises Busy where another process is at this run, Interrupted where a signal
     asked for it (see `interruption`), and ConvReproError for what a user can put right.
     """
+    if not cfg.train and not cfg.weights:
+        raise ConvReproError("train=false only evaluates, so it needs weights=CHECKPOINT")
     rehearse(cfg)
     table = table or find_table(cfg.table)
     protocol = protocol_of(cfg)
