@@ -114,7 +114,7 @@ def test_the_memory_is_as_an_h100_found_it():
     lacking = 0
     for name, case in json.loads(RECORD.read_text())["cases"].items():
         for kind, times in case["kernels"].items() if name.startswith("layer") else ():
-            # A launch: the least size of a merged block, then what `fastest` is told.
+            # A launch: the least size of a merged block, then the arguments of `fastest`.
             launch = eval(kind.split(" ", 1)[1], {"torch": torch, "Layer": Layer})
             if launch[0] == "positions":
                 channels, filters, blocks = launch[4], launch[8], launch[9]
