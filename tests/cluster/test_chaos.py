@@ -125,7 +125,9 @@ def test_every_row_finishes_as_if_nothing_had_happened(cluster, tmp_path, monkey
     named = re.findall(r"^(\w+), seed 0: (\w+): (.*)", status, re.MULTILINE)
     assert [(name, kind) for name, kind, _ in named] == [(BAD, "failed")], status
     assert "cannot be resumed from" in named[0][2]
-    assert re.findall(r"^no result: (\w+), seed 0: failed: .*no checkpoint", lab.collected(), re.MULTILINE) == [BAD]
+    assert re.findall(
+        r"^no result: (\w+), seed 0: failed: .*cannot be resumed from", lab.collected(), re.MULTILINE
+    ) == [BAD]
     assert cluster.job(collect)["JobState"] == "FAILED"
 
     (bad.folder / "last.ckpt").unlink()
