@@ -20,6 +20,7 @@ from convrepro.data.memory import MemorySource
 from convrepro.data.sample import load_sample
 from convrepro.data.sets import SETS, Split, balanced_subset
 from convrepro.errors import ConvReproError
+from support.recorders import Ranks, Recorder, content
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
 DATA = Path(os.environ.get("CONVREPRO_DATA", "data"))
@@ -43,10 +44,6 @@ def sample_data(**changes) -> ImageData:
     words = OmegaConf.to_container(OmegaConf.load(next(p for p in CONFIGS if p.stem == "fashion_sample")))
     words |= {"root": "unused", "batch_size": 8, "augment": CROP_AND_FLIP, "normalize": True, "seed": 0}
     return ImageData(**words | {"train_examples": 60, "test_examples": 20} | changes)
-
-
-def content(batches) -> list[tuple[list[int], bytes]]:
-    return [(labels.tolist(), images.contiguous().numpy().tobytes()) for images, labels in batches]
 
 
 def test_augmented_images_are_padded_crops_and_every_crop_occurs():
@@ -155,26 +152,6 @@ def test_fewer_test_examples_than_devices_raise():
         EvalLoader(source_of(2), 1, rank=0, world_size=3)
 
 
-class Recorder(L.LightningModule):
-    """A tiny network that notes each batch it is trained on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(28 * 28, 10))
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        images, labels = batch
-        self.seen += [(self.current_epoch, batch_idx, *content([batch]))]
-        return nn.functional.cross_entropy(self.network(images), labels)
-
-    def validation_step(self, batch, batch_idx):
-        self.log("loss", nn.functional.cross_entropy(self.network(batch[0]), batch[1]))
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 EVERY_STEP = {"every_n_train_steps": 1}
 WHEN = {
     "steps": EVERY_STEP,
@@ -231,22 +208,6 @@ def test_after_a_whole_epoch_the_batches_may_change():
     loader.load_state_dict({"epoch": 2, "batch": 4, "seed": 9, "examples": 64, "global_batch": 16})
     loader.set_epoch(3)
     assert len(list(loader)) == len(loader) == 7
-
-
-class Ranks(Recorder):
-    """Writes what each process was given."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-        self.evaluated = []
-
-    def validation_step(self, batch, batch_idx):
-        self.evaluated += content([batch])
-
-    def on_train_end(self) -> None:
-        trained = [batch for _, _, batch in self.seen]
-        torch.save({"train": trained, "val": self.evaluated}, self.folder / f"{self.global_rank}.pt")
 
 
 def test_two_processes_share_each_batch_and_the_test_set(tmp_path):
