@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convrepro.errors import Busy, ConvReproError, Interrupted
-from convrepro.runs.result import read_result
+from convrepro.runs.result import Result, read_result
 from convrepro.runs.storage import NO_LOCKS, PART, write_json
 
 PROGRESS, ERROR, LOCK = "progress.json", "error.txt", ".lock"
@@ -35,7 +35,7 @@ class RunState:
     kind: Literal["none", "started", "failed", "done"]
     progress: dict[str, Any] | None = None
     error: str | None = None
-    result: dict[str, Any] | None = None
+    result: Result | None = None
 
 
 def state(folder: Path) -> RunState:

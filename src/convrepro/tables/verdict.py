@@ -129,10 +129,15 @@ def _samples(table: Table, row: Row, metric: Trained, results: Results) -> tuple
     return next(((level, values) for level, values in found.items() if values), ("", []))
 
 
-def percentage(metric: Relative, of: Counted, value: Fraction, base: Fraction) -> Fraction:
-    """The share or reduction of `value` against `base`, two figures of the metric `of`, as exact or as printed."""
+def percentage(metric: Relative, of: Counted, value: Fraction, base: Fraction) -> Fraction | None:
+    """The share or reduction of `value` against `base`, two figures of the metric `of`, as exact or as printed.
+
+    None where the base is zero.
+    """
     if metric.from_ == "printed":
         value, base = (Fraction(format_exact(v, of.decimals, of.printed)) for v in (value, base))
+    if not base:
+        return None
     share = 100 * value / base
     return 100 - share if isinstance(metric, Reduction) else share
 
