@@ -235,6 +235,23 @@ def test_order_and_repetition_of_overrides_do_not_matter():
     assert standing(same, given, given.row("a")) == "paper"
 
 
+@pytest.mark.parametrize(
+    ("more", "level"),
+    [
+        (["recipe.optimizer.lr=1e-1"], "paper"),  # which the recipe has as 0.1
+        (["++conv.name=standard", "model_args={}"], "paper"),
+        (["trainer.precision=bf16-mixed"], "paper"),
+        (["recipe.optimizer.lr=0.2"], "proxy"),
+        (["conv.where=all"], "proxy"),
+        (["conv.of_another_version=1"], "proxy"),
+    ],
+)
+def test_a_run_is_the_rows_where_its_overrides_come_to_the_same(more, level):
+    given = table(top1())
+    changed = run(94.0, overrides=["model=resnet18", "data=cifar10", "conv=standard", *more])
+    assert standing(changed, given, given.row("a")) == level
+
+
 def test_runs_of_the_paper_go_before_proxies():
     results = {"a": {0: run(93.93), 1: run(50.0, budget="proxy"), 2: run(10.0, budget="smoke")}}
     result = cell(table(top1()), "top1", {}, results)

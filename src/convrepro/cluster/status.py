@@ -123,7 +123,7 @@ def _pace(progress: Mapping[str, Any]) -> str:
     """The values of a `progress.json` in short form, such as `12/160, 2.1k/s, 1:20:05 left`, without missing ones."""
     parts = []
     if progress.get("epochs"):
-        parts.append(f"{min(progress['epoch'] + 1, progress['epochs'])}/{progress['epochs']}")
+        parts.append(f"{min(progress.get('epoch', -1) + 1, progress['epochs'])}/{progress['epochs']}")
     if speed := progress.get("images_per_second"):
         parts.append(f"{speed / 1000:.1f}k/s" if speed >= 1000 else f"{speed:.0f}/s")
     if (left := progress.get("left_seconds")) is not None:

@@ -16,10 +16,10 @@ from typing import Any, cast
 
 from convrepro.config.compose import choices, compose_config
 from convrepro.config.paths import REPRODUCTIONS
+from convrepro.config.scientific import alike, differences, scientific
 from convrepro.config.strict import text_of
 from convrepro.errors import ConvReproError
 from convrepro.evidence.store import SCHEMA, Run, evidence_path, read_rows
-from convrepro.runs.protocol import differences, scientific
 from convrepro.runs.result import FILE, Environment, Result, read_result
 from convrepro.runs.storage import exclusive, write_json
 from convrepro.tables import (
@@ -29,7 +29,6 @@ from convrepro.tables import (
     Trained,
     data_name,
     measured,
-    settings,
 )
 
 ENVIRONMENT = ("commit", "dirty", "versions", "device", "threads", "precision")
@@ -121,7 +120,7 @@ def _keep_earlier(table: Table, rows: dict[str, dict[str, Any]], root: Path) -> 
         name = f"{row_id} (earlier evidence)"
         if row_id not in rows:
             refused.append((name, "the table has no such row to run by now"))
-        elif settings(earlier["overrides"]) != settings(rows[row_id]["overrides"]):
+        elif not alike(earlier["overrides"], rows[row_id]["overrides"]):
             refused.append((name, f"the row was {' '.join(earlier['overrides'])} then"))
         else:
             rows[row_id]["runs"] = earlier.get("runs", {})

@@ -9,15 +9,11 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from convrepro.config.paths import REPRODUCTIONS
+from convrepro.config.scientific import alike
 from convrepro.config.strict import ON_DISK, read_file, set_aside
 from convrepro.errors import ConvReproError
 from convrepro.runs.result import Config, Environment, Exact, Metrics, Override, Time
-from convrepro.tables import (
-    Results,
-    Statics,
-    Table,
-    settings,
-)
+from convrepro.tables import Results, Statics, Table
 
 SCHEMA: Final = 1
 
@@ -104,7 +100,7 @@ def _current(table: Table, root: Path) -> dict[str, dict[str, Any]]:
             if origin not in read:
                 read[origin] = _served(origin, root)
             entry = read[origin].get(key)
-            if entry and settings(entry["overrides"]) != table.settings(row):
+            if entry and not alike(entry["overrides"], table.overrides(row)):
                 raise ConvReproError(
                     f"{evidence_path(origin, root)}: row {key} is {' '.join(entry['overrides'])}, but by now "
                     f"{' '.join(table.overrides(row))}; `convrepro collect {origin}` drops it"

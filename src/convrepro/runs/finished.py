@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from convrepro.config.compose import compose_config
+from convrepro.config.scientific import scientific
 from convrepro.config.strict import NotJson
 from convrepro.errors import ConvReproError
 from convrepro.runs.folder import state
 from convrepro.runs.plan import Job
-from convrepro.runs.protocol import Protocol, scientific
+from convrepro.runs.protocol import Protocol
 from convrepro.runs.result import Result, read_result
 
 
