@@ -38,7 +38,7 @@ pytestmark = pytest.mark.unit
 WRONG = (None, False, "99", "\x1b[31m\u202e", -1, 0.5, [], [3], {}, {"a": 3}, float("nan"), float("inf"), 10**400)
 DROPPED = object()
 #: Places of a file that are damaged.
-SAMPLE = 40
+SAMPLE = 25
 ENTRY = {
     "index": 0,
     "table": "paper/small",

@@ -216,7 +216,6 @@ def test_a_recalled_value_is_shown_with_the_difference():
         ({"config": {}}, "proxy"),
         ({"config": None}, "proxy"),
         ({"overrides": ["model=resnet18", "data=cifar10", "conv=standard", "recipe.epochs=3"]}, "proxy"),
-        ({"overrides": ["model=resnet18", "data=cifar10"]}, "proxy"),
         ({"overrides": ["model=resnet18", "data=cifar10", "conv=hetconv"]}, "proxy"),
         ({"status": "running"}, "not run"),
         ({"metrics": {"last": {"top1": float("nan")}}}, "not run"),
@@ -238,7 +237,7 @@ def test_order_and_repetition_of_overrides_do_not_matter():
 @pytest.mark.parametrize(
     ("more", "level"),
     [
-        (["recipe.optimizer.lr=1e-1"], "paper"),  # which the recipe has as 0.1
+        (["recipe.optimizer.lr=5e-2"], "paper"),  # which the recipe has as 0.05
         (["++conv.name=standard", "model_args={}"], "paper"),
         (["trainer.precision=bf16-mixed"], "paper"),
         (["recipe.optimizer.lr=0.2"], "proxy"),

@@ -11,6 +11,7 @@ from convrepro.cluster.manifest import Submission
 from convrepro.cluster.scripts import first_run
 from convrepro.cluster.slurm import Queued
 from convrepro.cluster.submission import live_runs
+from convrepro.errors import visible
 from convrepro.runs.environment import commit
 from convrepro.runs.folder import RunState, state
 from convrepro.runs.plan import Job
@@ -55,12 +56,12 @@ class JobState:
 
     def __str__(self) -> str:
         again = f"requeued {self.requeued}x" if self.requeued else ""
-        return f"{self.kind} {', '.join(text for text in (self.detail, again) if text)}".strip()
+        return visible(f"{self.kind} {', '.join(text for text in (self.detail, again) if text)}".strip())
 
     @property
     def why(self) -> str:
         """Kind and reason of a run that has no result yet."""
-        return f"{self.kind}: {self.reason or self.detail or 'no result'}"
+        return visible(f"{self.kind}: {self.reason or self.detail or 'no result'}")
 
 
 def survey(

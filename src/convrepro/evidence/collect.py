@@ -18,7 +18,7 @@ from convrepro.config.compose import choices, compose_config
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.config.scientific import alike, differences, scientific
 from convrepro.config.strict import text_of
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, visible
 from convrepro.evidence.store import SCHEMA, Run, evidence_path, read_rows
 from convrepro.runs.result import FILE, Environment, Result, read_result
 from convrepro.runs.storage import exclusive, write_json
@@ -48,7 +48,7 @@ class Collected:
         lines += [f"  run      {name}" for name in self.accepted]
         lines += [f"  proxy    {name}" for name in self.proxies]
         lines += [f"  refused  {name}: {reason}" for name, reason in self.refused]
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 class _Refused(Exception):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convrepro.evidence.coverage_record import OUTCOMES, RECORD, WORKS, Cell, Outcome, Record, cells, read_record
-from convrepro.tables.markdown import markdown_grid
+from convrepro.tables.markdown import bullet, escaped, markdown_grid
 
 PAGE = "COVERAGE.md"
 
@@ -52,8 +52,8 @@ def render_page(record: Record) -> str:
         _grid(["family", "network", "image", *record["operators"]], by_network),
     ]
     if reasons:
-        parts += ["## Reasons", "\n".join(f"{number}. {reason}" for reason, number in reasons.items())]
-    environments = [f"- {_described(facts)}" for facts in record["environments"].values()]
+        parts += ["## Reasons", "\n".join(f"{number}. {escaped(reason)}" for reason, number in reasons.items())]
+    environments = [bullet(_described(facts)) for facts in record["environments"].values()]
     return "\n\n".join([*parts, "## Environments", "\n".join(environments)]) + "\n"
 
 

@@ -8,7 +8,7 @@ from convrepro.config.paths import REPRODUCTIONS
 from convrepro.config.strict import set_aside
 from convrepro.errors import ConvReproError
 from convrepro.evidence.gpu_record import CORRECTNESS, FOLDER, NOT_REACHED, SPEED, GpuRecord, records
-from convrepro.tables.markdown import markdown_grid
+from convrepro.tables.markdown import bullet, escaped, markdown_grid
 
 PAGE = "GPU.md"
 
@@ -98,10 +98,10 @@ def render(found: Sequence[GpuRecord]) -> str:
 
 def _section(record: GpuRecord) -> list[str]:
     place = record.environment
-    title = f"## {record.what.capitalize()} on {place['name']}, {record.time}"
+    title = f"## {record.what.capitalize()} on {escaped(place['name'])}, {escaped(record.time)}"
     versions = f"torch {place['torch']}, cuDNN {place['cudnn']}, Triton {place['triton']}"
     where = f"`{FOLDER}/{record.path.name}`: commit {record.commit}, driver {place.get('driver')}, {versions}."
-    parts = [title, where, *record.notes]
+    parts = [title, *map(escaped, (where, *record.notes))]
     return parts + {CORRECTNESS: _correctness, SPEED: _speed}[record.what](record)
 
 
@@ -204,7 +204,7 @@ def _grid(header: list[tuple[str, str]], lines: list[list[str]]) -> str:
 
 
 def _bullets(texts: Iterable[str]) -> str:
-    return "\n".join(f"- {text}" for text in texts)
+    return "\n".join(map(bullet, texts))
 
 
 def write(root: Path = REPRODUCTIONS) -> Path:

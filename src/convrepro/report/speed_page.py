@@ -20,7 +20,7 @@ from convrepro.evidence.speed_record import (
     records,
     spread,
 )
-from convrepro.tables.markdown import markdown_grid
+from convrepro.tables.markdown import bullet, escaped, markdown_grid
 
 PAGE = "SPEED.md"
 
@@ -83,7 +83,7 @@ def _slower(operators: Sequence[Speed]) -> str:
         mode: [speed.name for speed in operators if mode in speed.ratios and speed.ratios[mode].median > 1]
         for mode in MODES
     }
-    parts = [f"in {WHERE[mode]}: {', '.join(names)}" for mode, names in slower.items() if names]
+    parts = [f"in {WHERE[mode]}: {escaped(', '.join(names))}" for mode, names in slower.items() if names]
     if not parts:
         return "No operator is slower than the layers that it replaces."
     return f"**Slower than the layers that they replace**, {'; '.join(parts)}."
@@ -136,10 +136,10 @@ def _profiles(found: Sequence[Record]) -> list[str]:
     profiles = {profile["name"]: profile for record in found for profile in record.get("profiles", ())}
     lines = []
     for name in [name for name in profiles if name in missed]:
-        lines.append(f"- {name}")
+        lines.append(bullet(name))
         for side, spent in (("candidate", profiles[name]["candidate"]), ("reference", profiles[name]["reference"])):
             longest = ", ".join(f"{operation} {spent[operation]:.0f}" for operation in list(spent)[:LONGEST])
-            lines.append(f"  - {side}, {sum(spent.values()):.0f} ms: {longest}")
+            lines.append(f"  - {side}, {sum(spent.values()):.0f} ms: {escaped(longest)}")
     return lines
 
 
@@ -164,10 +164,8 @@ def _places(found: Sequence[Record]) -> list[str]:
         place = record["environment"]
         torch = (place.get("versions") or {}).get("torch")
         commit = f"{(place.get('commit') or 'unknown')[:8]}{' with changes' if place.get('dirty') else ''}"
-        lines.append(
-            f"- {record['time']}, {record['what']}: {place.get('device')}, {place.get('threads')} threads, "
-            f"torch {torch}, commit {commit}"
-        )
+        machine = f"{place['device']}, {place['threads']} threads, torch {torch}, commit {commit}"
+        lines.append(bullet(f"{record['time']}, {record['what']}: {machine}"))
     return ["\n".join(lines)]
 
 
