@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from convrepro.config.compose import compose_config
+from convrepro.config.scientific import scientific
 from convrepro.data.loader import BatchLoader, Normalize
 from convrepro.data.memory import MemorySource
 from convrepro.data.sets import Split
 from convrepro.evidence import counts as statics
 from convrepro.models.build import build_network
 from convrepro.runs.identity import Identity
-from convrepro.runs.protocol import Protocol, scientific
+from convrepro.runs.protocol import Protocol
 from convrepro.tables import Row, list_tables, load_table
 from convrepro.training.progress import Progress
 from convrepro.training.run import Run, assemble

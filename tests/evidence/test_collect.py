@@ -176,15 +176,15 @@ def edit(**changes):
         (edit(environment__commit=None), "commit is not known"),
         (edit(environment__commit="unknown"), "commit is not known"),
         (edit(environment=None), "commit is not known"),
-        (edit(schema=2), "not a result of this version"),
+        (edit(schema=2), "result.json: schema=2 must be 1"),
         (edit(config__conv__where="all"), "conv.where was all, the row has dense_kxk"),
         (edit(config__recipe__epochs=3), "recipe.epochs was 3, the row has"),
         (edit(config__budget__epochs=3), "budget.epochs was 3, the row has null"),
         (edit(config__train=False), "train was false, the row has true"),
         (edit(config__data={}), "data set is not known"),
         (edit(config__weights="/home/x.ckpt"), "started from weights, which the row does not"),
-        (edit(metrics__last={"top1": float("nan")}), "no finite top1"),
-        (edit(metrics__last={}), "no finite top1"),
+        (edit(metrics__last={"top1": float("nan")}), "metrics.last.top1=nan must be finite"),
+        (edit(metrics__last={}), "`metrics.last.top1` is missing"),
         (edit(row="warm"), "folder's name and the record disagree"),
         (edit(seed=1), "folder's name and the record disagree"),
         (edit(budget="smoke"), "folder's name and the record disagree"),
@@ -310,7 +310,10 @@ def test_evidence_of_a_changed_row_is_told_then_dropped(table, finished, root):
 def test_unreadable_evidence_is_not_overwritten(table, finished, root):
     path = evidence_path(table.name, root)
     path.parent.mkdir()
-    for content, rule in (("{", "cannot be read"), ('{"schema": 9, "table": "paper/small", "rows": {}}', "schema 1")):
+    for content, rule in (
+        ("{", "not JSON"),
+        ('{"schema": 9, "table": "paper/small", "rows": {}}', "schema=9 must be 1"),
+    ):
         path.write_text(content)
         with pytest.raises(ConvReproError, match=rule):
             collect(table, finished, STATICS, root)

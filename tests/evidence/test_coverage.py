@@ -225,6 +225,7 @@ def test_the_page_has_totals_then_networks_then_each_reason_once(tmp_path):
     refused = cell("refused")
     record = {
         "schema": 1,
+        "timm": "1",
         "smallest": {"a": "a1", "c": "c1"},
         "operators": {"het": {"name": "hetconv", "where": "all"}, "sep": {"name": "dwc_pwc", "where": "dense_kxk"}},
         "environments": {"e": here},

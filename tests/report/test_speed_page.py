@@ -7,7 +7,7 @@ import pytest
 from convrepro.cli.main import main
 from convrepro.config.compose import compose_config
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, SetAside
 from convrepro.evidence import speed_suite as speed
 from convrepro.evidence.counts import row_count
 from convrepro.evidence.speed_record import FOLDER, grid, merged, of_table, records
@@ -149,15 +149,15 @@ def test_a_part_of_the_suite_runs_and_is_recorded(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"what"', "speed.json cannot be read as a record of speed"),
-        ('{"schema": 2}', "speed.json has schema 2, but a record of speed must have schema 1"),
-        ("[]", "speed.json has no schema, but a record of speed must have schema 1"),
+        ('{"what"', r"speed\.json: this is not JSON"),
+        ('{"schema": 2}', r"speed\.json: schema=2 must be 1"),
+        ("[]", r"speed\.json: \[\] must be a mapping"),
     ],
 )
-def test_a_file_that_is_not_a_record_is_refused(text, message, tmp_path):
+def test_a_file_that_is_not_a_record_is_set_aside(text, message, tmp_path):
     (tmp_path / "speed.json").write_text(text)
-    with pytest.raises(ConvReproError, match=message):
-        records(tmp_path)
+    with pytest.warns(SetAside, match=message):
+        assert not records(tmp_path)
 
 
 def test_the_page_is_up_to_date():

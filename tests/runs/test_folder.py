@@ -14,6 +14,7 @@ from convrepro.runs import folder as run_folder
 from convrepro.runs.folder import hold, record_error, state
 from convrepro.training.module import Classifier
 from support.patience import wait
+from support.results import result
 from support.small_runs import EPOCHS, STATEFUL, STEPS, before_hook, before_step, ended, science, start, train
 
 #: Names the run's folder before it is there.
@@ -232,5 +233,5 @@ def test_states_are_told_of_any_folder(tmp_path):
     assert "Traceback" in (tmp_path / "error.txt").read_text()
     (tmp_path / "result.json").write_bytes(b"\xff\xfe")
     assert state(tmp_path).kind == "failed"
-    (tmp_path / "result.json").write_text('{"schema": 1, "status": "done"}')
+    (tmp_path / "result.json").write_text(json.dumps(result("lab/tiny", "plain", ("model=resnet18",))))
     assert (state(tmp_path).kind, state(tmp_path).error) == ("done", None)

@@ -216,7 +216,6 @@ def test_a_recalled_value_is_shown_with_the_difference():
         ({"config": {}}, "proxy"),
         ({"config": None}, "proxy"),
         ({"overrides": ["model=resnet18", "data=cifar10", "conv=standard", "recipe.epochs=3"]}, "proxy"),
-        ({"overrides": ["model=resnet18", "data=cifar10"]}, "proxy"),
         ({"overrides": ["model=resnet18", "data=cifar10", "conv=hetconv"]}, "proxy"),
         ({"status": "running"}, "not run"),
         ({"metrics": {"last": {"top1": float("nan")}}}, "not run"),
@@ -233,6 +232,23 @@ def test_order_and_repetition_of_overrides_do_not_matter():
     given = table(top1())
     same = run(93.0, overrides=["conv=hetconv", "data=cifar10", "conv=standard", "model=resnet18"])
     assert standing(same, given, given.row("a")) == "paper"
+
+
+@pytest.mark.parametrize(
+    ("more", "level"),
+    [
+        (["recipe.optimizer.lr=5e-2"], "paper"),  # which the recipe has as 0.05
+        (["++conv.name=standard", "model_args={}"], "paper"),
+        (["trainer.precision=bf16-mixed"], "paper"),
+        (["recipe.optimizer.lr=0.2"], "proxy"),
+        (["conv.where=all"], "proxy"),
+        (["conv.of_another_version=1"], "proxy"),
+    ],
+)
+def test_a_run_is_the_rows_where_its_overrides_come_to_the_same(more, level):
+    given = table(top1())
+    changed = run(94.0, overrides=["model=resnet18", "data=cifar10", "conv=standard", *more])
+    assert standing(changed, given, given.row("a")) == level
 
 
 def test_runs_of_the_paper_go_before_proxies():

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from convrepro.config.compose import compose_config
+from convrepro.config.scientific import scientific
 from convrepro.errors import ConvReproError
 from convrepro.runs import environment
 from convrepro.runs.identity import Identity, named
-from convrepro.runs.protocol import Protocol, scientific
+from convrepro.runs.protocol import Protocol
 from convrepro.training.module import Classifier
 from convrepro.training.run import run
 from convrepro.training.runner import run_jobs

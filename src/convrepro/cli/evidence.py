@@ -35,12 +35,17 @@ def add(verbs: Any) -> None:
 def _collect(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from convrepro.evidence.collect import collect
-    from convrepro.evidence.counts import count_table
+    from convrepro.evidence.store import read_rows
     from convrepro.tables import load_table
 
-    for name in arguments.tables:
-        table = load_table(name)
+    tables = [load_table(name) for name in arguments.tables]
+    for table in tables:  # all of them before the first is written
+        read_rows(table.name, REPRODUCTIONS)
+
+    from convrepro.evidence.collect import collect
+    from convrepro.evidence.counts import count_table  # imports torch; a wrong name is reported without it
+
+    for table in tables:
         print(collect(table, Path(arguments.runs), count_table(table, status_line)))
     return 0
 

@@ -4,10 +4,11 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
 from convrepro.cli import cluster, dashboards, evidence, export, look, speed, training
-from convrepro.errors import ConvReproError, Interrupted
+from convrepro.errors import ConvReproError, Interrupted, SetAside, visible
 
 DESCRIPTION = "Reproduces the tables of papers on efficient convolutions, on any timm model."
 GROUPS = (look, training, cluster, evidence, dashboards, speed, export)
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     An interrupted run exits with 128 plus the number of its signal.
     """
     arguments = parse(argv)
+    warnings.formatwarning = _one_line
     try:
         sys.exit(arguments.execute(arguments))
     except Interrupted as error:
@@ -60,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as the command line prints it: what was set aside without the place in the code that noticed it."""
+    if issubclass(category, SetAside):
+        return f"convrepro: {visible(str(message))}\n"
+    return _long(message, category, filename, lineno, line)
+
+
+_long = warnings.formatwarning
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ from convrepro.evidence.collect import collect
 from convrepro.evidence.counts import count_table
 from convrepro.runs.folder import state
 from convrepro.runs.plan import plan
+from convrepro.runs.result import Result
 from convrepro.tables import load_table, render_table
 
 #: Budgets whose runs may be evidence.
@@ -35,7 +36,7 @@ def gather(manifest: Path, echo: Callable[[str], None], root: Path = REPRODUCTIO
     if reason:
         echo(reason)
     states = survey(jobs, submissions(submission.folder.parent), queue)
-    results: dict[str, dict[int, dict]] = {}
+    results: dict[str, dict[int, Result]] = {}
     for job in jobs:
         if result := state(job.folder).result:
             results.setdefault(job.row.id, {})[job.identity.seed] = result

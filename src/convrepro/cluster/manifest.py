@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from convrepro.config.strict import Record, read_json
+from convrepro.config.strict import Record, read_bytes, read_file, read_json
 from convrepro.errors import ConvReproError
 from convrepro.runs.storage import write_json, write_whole
 
@@ -72,8 +72,7 @@ class Submission:
 
     @cached_property
     def request(self) -> Request:
-        path = self.folder / REQUEST
-        return read_json(Request, _text(path), str(path))
+        return read_file(Request, self.folder / REQUEST)
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -113,17 +112,10 @@ def read_manifest(path: Path) -> list[Entry]:
     another type.
     """
     entries = []
-    for number, line in enumerate(_text(path).splitlines()):
+    for number, line in enumerate(read_bytes(path).splitlines()):
         place = f"{path}, line {number + 1}"
         entry = read_json(Entry, line, place)
         if entry.index != number:
             raise ConvReproError(f"{place}: index {entry.index} must be {number}")
         entries.append(entry)
     return entries
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConvReproError(f"{path} cannot be read: {error}") from error

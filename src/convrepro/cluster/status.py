@@ -11,6 +11,7 @@ from convrepro.cluster.manifest import Submission
 from convrepro.cluster.scripts import first_run
 from convrepro.cluster.slurm import Queued
 from convrepro.cluster.submission import live_runs
+from convrepro.errors import visible
 from convrepro.runs.environment import commit
 from convrepro.runs.folder import RunState, state
 from convrepro.runs.plan import Job
@@ -55,12 +56,12 @@ class JobState:
 
     def __str__(self) -> str:
         again = f"requeued {self.requeued}x" if self.requeued else ""
-        return f"{self.kind} {', '.join(text for text in (self.detail, again) if text)}".strip()
+        return visible(f"{self.kind} {', '.join(text for text in (self.detail, again) if text)}".strip())
 
     @property
     def why(self) -> str:
         """Kind and reason of a run that has no result yet."""
-        return f"{self.kind}: {self.reason or self.detail or 'no result'}"
+        return visible(f"{self.kind}: {self.reason or self.detail or 'no result'}")
 
 
 def survey(
@@ -123,7 +124,7 @@ def _pace(progress: Mapping[str, Any]) -> str:
     """The values of a `progress.json` in short form, such as `12/160, 2.1k/s, 1:20:05 left`, without missing ones."""
     parts = []
     if progress.get("epochs"):
-        parts.append(f"{min(progress['epoch'] + 1, progress['epochs'])}/{progress['epochs']}")
+        parts.append(f"{min(progress.get('epoch', -1) + 1, progress['epochs'])}/{progress['epochs']}")
     if speed := progress.get("images_per_second"):
         parts.append(f"{speed / 1000:.1f}k/s" if speed >= 1000 else f"{speed:.0f}/s")
     if (left := progress.get("left_seconds")) is not None:

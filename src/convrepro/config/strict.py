@@ -1,15 +1,18 @@
 """Data from outside as typed objects: one adapter that names file, key, value and rule where something does not fit."""
 
-import json
 import re
 import types
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, Union, get_args, get_origin
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
+from typing_extensions import is_typeddict
 
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, SetAside
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|true|false|null|", re.IGNORECASE)
@@ -42,7 +45,11 @@ RULES = {
     "string_too_long": "a text of at most {max_length} characters",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
+    "string_pattern_mismatch": "a text of the form {pattern}",
 }
+#: Configuration of a TypedDict that says what must be in a record on disk: other keys, such as those that a later
+#: version adds, are kept.
+ON_DISK = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
 class Rule(ValueError):
@@ -59,24 +66,61 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-R = TypeVar("R", bound=Record)
+class NotJson(ConvReproError):
+    """A text that is no JSON, as a damaged disk or an interrupted copy leaves it."""
 
 
-def read_json(kind: type[R], text: str, place: str) -> R:
-    """A record from JSON. Raises ConvReproError with place, key, value and rule of the first mistake."""
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+
+
+def read_file(kind: type[T], path: Path) -> T:
+    """A record of the type `kind` (a Record, or a TypedDict) from the JSON in `path`.
+
+    Raises NotJson where the file is not JSON, and ConvReproError with file, key, value and rule for anything else that
+    is wrong with it: it is missing, a folder or a pipe, or holds something else than a record of this kind.
+    """
+    return read_json(kind, read_bytes(path), str(path))
+
+
+def read_files(kind: type[T], paths: Iterable[Path]) -> Iterator[tuple[Path, T]]:
+    """The records in `paths`; one that cannot be read is set aside with a warning."""
+    for path in paths:
+        try:
+            yield path, read_file(kind, path)
+        except ConvReproError as error:
+            set_aside(error)
+
+
+def set_aside(error: ConvReproError) -> None:
+    """Warns that the file which `error` names is left out of what is shown."""
+    warnings.warn(f"{error}; this file is set aside", SetAside, stacklevel=3)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises ConvReproError where there is no regular file that can be read."""
     try:
-        return kind.model_validate_json(text)
+        if path.exists() and not path.is_file():
+            raise ConvReproError(f"{path} must be a file; it is a folder or a device")
+        return path.read_bytes()
+    except OSError as error:
+        raise ConvReproError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def read_json(kind: type[T], text: str | bytes, place: str) -> T:
+    """A record from JSON. Raises NotJson, or ConvReproError with place, key, value and rule of the first mistake."""
+    try:
+        return _adapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
-            raise ConvReproError(f"{place}: this is not JSON ({first['ctx']['error']})") from None
-        raise ConvReproError(sentence(error, json.loads(text), kind, place)) from None
+            raise NotJson(f"{place}: this is not JSON ({first['ctx']['error']})") from None
+        raise ConvReproError(sentence(error, from_json(text), kind, place)) from None
 
 
 def validated(kind: type[T], content: object, place: str = "") -> T:
     """`content` as the type `kind`. Raises ConvReproError with place, key, value and rule of the first mistake."""
     try:
-        return TypeAdapter(kind).validate_python(content)
+        return _adapter(kind).validate_python(content)
     except ValidationError as error:
         raise ConvReproError(sentence(error, content, kind, place)) from None
 
@@ -144,6 +188,8 @@ def _path(key: Sequence[str | int]) -> str:
 def _fields(kind: object, key: Sequence[str | int]) -> list[str]:
     """The keys that the type at `key` has."""
     model = _type_at(kind, key)
+    if is_typeddict(model):
+        return list(_hints(model))
     fields = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
     return [getattr(field, "alias", None) or name for name, field in fields.items()]
 
@@ -159,6 +205,8 @@ def _type_at(kind: object, key: Sequence[str | int], *, options: bool = False) -
         fields = getattr(kind, "model_fields", {})
         if part in fields:
             kind = fields[part].annotation
+        elif is_typeddict(kind) and part in _hints(kind):
+            kind = _hints(kind)[str(part)]
         elif get_origin(kind) in (list, tuple, dict, Mapping) and get_args(kind):
             kind = get_args(kind)[-1 if get_origin(kind) in (dict, Mapping) else 0]
         else:
@@ -171,6 +219,13 @@ def _type_at(kind: object, key: Sequence[str | int], *, options: bool = False) -
 def _model(kind: Any) -> Any:
     """The first model of a union, else the type itself."""
     if get_origin(kind) in (Union, types.UnionType):
-        models = [option for option in get_args(kind) if isinstance(option, type) and issubclass(option, BaseModel)]
+        models = [option for option in get_args(kind) if _is_model(option)]
         return models[0] if models else kind
     return kind
+
+
+def _is_model(kind: Any) -> bool:
+    return is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+_hints = cache(get_type_hints)

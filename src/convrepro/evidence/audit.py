@@ -120,7 +120,7 @@ class _Recount:
         if not isinstance(self.metric, Relative):
             return values[self.row_id]
         base = values[self.metric.base_row]
-        return percentage(self.metric, self.counted, values[self.row_id], base) if base else None
+        return percentage(self.metric, self.counted, values[self.row_id], base)
 
     def is_usual(self) -> bool:
         """Whether the table's rule is a usual one and rounding gives the same digits as the table's rounding."""

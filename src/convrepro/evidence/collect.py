@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from convrepro.config.compose import choices, compose_config
 from convrepro.config.paths import REPRODUCTIONS
+from convrepro.config.scientific import alike, differences, scientific
 from convrepro.config.strict import text_of
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, visible
 from convrepro.evidence.store import SCHEMA, Run, evidence_path, read_rows
-from convrepro.runs.protocol import differences, scientific
-from convrepro.runs.result import FILE, read_result
+from convrepro.runs.result import FILE, Environment, Result, read_result
 from convrepro.runs.storage import exclusive, write_json
 from convrepro.tables import (
     Row,
@@ -29,7 +29,6 @@ from convrepro.tables import (
     Trained,
     data_name,
     measured,
-    settings,
 )
 
 ENVIRONMENT = ("commit", "dirty", "versions", "device", "threads", "precision")
@@ -49,7 +48,7 @@ class Collected:
         lines += [f"  run      {name}" for name in self.accepted]
         lines += [f"  proxy    {name}" for name in self.proxies]
         lines += [f"  refused  {name}: {reason}" for name, reason in self.refused]
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 class _Refused(Exception):
@@ -121,7 +120,7 @@ def _keep_earlier(table: Table, rows: dict[str, dict[str, Any]], root: Path) -> 
         name = f"{row_id} (earlier evidence)"
         if row_id not in rows:
             refused.append((name, "the table has no such row to run by now"))
-        elif settings(earlier["overrides"]) != settings(rows[row_id]["overrides"]):
+        elif not alike(earlier["overrides"], rows[row_id]["overrides"]):
             refused.append((name, f"the row was {' '.join(earlier['overrides'])} then"))
         else:
             rows[row_id]["runs"] = earlier.get("runs", {})
@@ -130,7 +129,7 @@ def _keep_earlier(table: Table, rows: dict[str, dict[str, Any]], root: Path) -> 
     return refused
 
 
-def _examine(table: Table, folder: Path) -> tuple[Row, str, Run]:
+def _examine(table: Table, folder: Path) -> tuple[Row, str, Result]:
     """The row, the proxy label ("" for the paper's protocol) and the result in a folder; raises _Refused."""
     row_id = folder.parent.name.partition("+")[0]
     row = next((r for r in table.to_run if r.id == row_id), None)
@@ -159,7 +158,9 @@ def _examine(table: Table, folder: Path) -> tuple[Row, str, Run]:
     return row, label, result
 
 
-def _check_source(row: Row, label: str, folder: Path, result: Run, entry: Mapping[str, Any], taken: set[Path]) -> None:
+def _check_source(
+    row: Row, label: str, folder: Path, result: Result, entry: Mapping[str, Any], taken: set[Path]
+) -> None:
     """Refuse a run that did not start from evidence: a run that is `taken`, or an earlier one whose folder is gone.
 
     The runs may have been copied here, so that the place that the record names need not be on this machine.
@@ -175,7 +176,7 @@ def _check_source(row: Row, label: str, folder: Path, result: Run, entry: Mappin
         raise _Refused(f"it started from {told}, which is no evidence itself")
 
 
-def _readable(folder: Path) -> Run:
+def _readable(folder: Path) -> Result:
     try:
         result = read_result(folder)
     except ConvReproError as error:
@@ -187,7 +188,7 @@ def _readable(folder: Path) -> Run:
     return result
 
 
-def _check_origin(result: Run) -> None:
+def _check_origin(result: Result) -> None:
     environment = result.get("environment") or {}
     if not re.fullmatch(r"[0-9a-f]{7,64}", str(environment.get("commit"))):
         raise _Refused(f"its commit is not known: {environment.get('commit')!r}")
@@ -195,7 +196,7 @@ def _check_origin(result: Run) -> None:
         raise _Refused("its source tree had uncommitted changes")
 
 
-def _label(table: Table, row: Row, result: Run) -> str:
+def _label(table: Table, row: Row, result: Result) -> str:
     """What makes the run a proxy; "" for the row's own protocol at the paper's budget.
 
     The row may be run in any precision, which its evidence records, and on other data, which makes it a proxy.
@@ -226,20 +227,21 @@ def _data(name: str) -> dict[str, Any]:
     return next((data for data in known if data["name"] == name), {})
 
 
-def _compact(result: Run) -> Run:
+def _compact(result: Result) -> Run:
     """What is kept of a run: enough to judge it and to repeat it."""
-    curve = [line["val/top1"] for line in result.get("history") or () if "val/top1" in line]
+    curve = [top1 for line in result["history"] if (top1 := line.get("val/top1")) is not None]
+    environment = result.get("environment") or {}
     return {
         "budget": result["budget"],
         "config": {"data": {"name": data_name(result)}},
         "counts": result.get("counts"),
-        "environment": {key: result["environment"].get(key) for key in ENVIRONMENT},
+        "environment": cast(Environment, {key: environment.get(key) for key in ENVIRONMENT}),
         "history": {"val/top1": " ".join(f"{value:.2f}" for value in curve)},
         "metrics": result["metrics"],
         "overrides": result["overrides"],
         "row": result["row"],
         "seed": result["seed"],
-        "static": result.get("static"),
-        "status": result["status"],
+        "static": result["static"],
+        "status": "done",
         "time": result.get("time"),
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import timm
 import torch
@@ -30,6 +30,9 @@ from convrepro.evidence.coverage_record import (
     REFUSED,
     WORKS,
     Cell,
+    Network,
+    Operator,
+    Place,
     Record,
     new_record,
     read_record,
@@ -49,7 +52,7 @@ SMALL = 64
 LARGE = 512
 """Height of images from which on training a network would need more memory than a small machine has."""
 
-Operators = dict[str, dict[str, Any]]
+Operators = dict[str, Operator]
 T = TypeVar("T")
 
 
@@ -75,7 +78,9 @@ def operators(names: Sequence[str] = ()) -> Operators:
 
     Raises ConvReproError for an unknown name.
     """
-    return {name: compose_config([f"conv={name}"]).conv.model_dump() for name in names or choices("conv")}
+    return {
+        name: cast(Operator, compose_config([f"conv={name}"]).conv.model_dump()) for name in names or choices("conv")
+    }
 
 
 def families() -> dict[str, list[str]]:
@@ -144,16 +149,16 @@ def _matching(patterns: Sequence[str]) -> list[str]:
 def _enter_environment(record: Record) -> str:
     """Puts this environment into the record; returns its key."""
     described = environment.describe("cpu", "32-true")
-    here = {name: described[name] for name in ("commit", "dirty", "versions", "device")}
+    here: dict[str, Any] = {name: described[name] for name in ("commit", "dirty", "versions", "device")}
     key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:6]
-    record["environments"][key] = here | {"date": datetime.now(UTC).date().isoformat()}
+    record["environments"][key] = cast(Place, here | {"date": datetime.now(UTC).date().isoformat()})
     return key
 
 
 def _enter_operators(record: Record, configs: Operators) -> None:
     """Puts `configs` into the record, and removes unknown operators and cells of another configuration."""
     known = {conv: config for conv, config in record["operators"].items() if config["name"] in OPERATORS}
-    record["operators"] = known | configs
+    record["operators"] = {**known, **configs}
     current = {conv for conv, config in known.items() if config == configs.get(conv, config)}
     for entry in record["networks"].values():
         entry["cells"] = {conv: cell for conv, cell in entry["cells"].items() if conv in current}
@@ -176,13 +181,13 @@ def _is_current(cell: Cell | None, key: str) -> bool:
     return cell is not None and cell["environment"] == key and cell["outcome"] != CRASH
 
 
-def _walk(name: str, entry: dict[str, Any], configs: Operators) -> Iterator[tuple[str, Cell]]:
+def _walk(name: str, entry: Network, configs: Operators) -> Iterator[tuple[str, Cell]]:
     """Yields the cell of each operator in the network `name`, and puts what the network itself costs into `entry`."""
     if not configs:
         return
     network = attempt(lambda: _plain(name))
     if isinstance(network, Plain):
-        entry |= {"params": network.params, "input_size": list(network.input_size), "macs": network.macs}
+        entry.update({"params": network.params, "input_size": list(network.input_size), "macs": network.macs})
     for conv, config in configs.items():
         yield conv, attempt(partial(_replaced, name, config, network)) if isinstance(network, Plain) else network
 
@@ -196,11 +201,11 @@ def attempt(action: Callable[[], T], patience: int = PATIENCE) -> T | Cell:
         with _alarm(patience):
             return action()
     except NothingToReplace:
-        return {"outcome": NOTHING}
+        return Cell(outcome=NOTHING)
     except ConvReproError as error:
-        return {"outcome": REFUSED, "reason": str(error)}
+        return Cell(outcome=REFUSED, reason=str(error))
     except Exception as error:
-        return {"outcome": CRASH, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        return Cell(outcome=CRASH, reason=" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 
 @contextmanager
@@ -244,7 +249,7 @@ def _replaced(name: str, config: Mapping[str, Any], plain: Plain) -> Cell:
         if parameter := _untrained(network, layer):
             raise TrainingError(f"{parameter} has no finite gradient")
     network.zero_grad()
-    macs = complexity.count(network, plain.input_size).total("macs")
+    macs = int(complexity.count(network, plain.input_size).total("macs"))
     return {"outcome": WORKS, "replaced": len(report.replaced), "macs": macs}
 
 

@@ -7,24 +7,82 @@ network with them; a cell that is `refused` or a `crash` has the `reason`.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Final, Literal, NotRequired
+
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.evidence.records import read_versioned
+from convrepro.config.strict import ON_DISK, read_file
 from convrepro.runs.storage import write_json
 
-SCHEMA = 1
+SCHEMA: Final = 1
 RECORD = REPRODUCTIONS / "coverage.json"
 
-OUTCOMES = WORKS, NOTHING, REFUSED, CRASH = "works", "nothing to replace", "refused", "crash"
+WORKS: Final = "works"
+NOTHING: Final = "nothing to replace"
+REFUSED: Final = "refused"
+CRASH: Final = "crash"
+Outcome = Literal["works", "nothing to replace", "refused", "crash"]
+OUTCOMES: tuple[Outcome, ...] = (WORKS, NOTHING, REFUSED, CRASH)
 
-Cell = dict[str, Any]
-Record = dict[str, Any]
+
+@with_config(ON_DISK)
+class Cell(TypedDict):
+    """What an operator does in a network."""
+
+    outcome: Outcome
+    environment: NotRequired[str]
+    replaced: NotRequired[int]
+    macs: NotRequired[int]
+    reason: NotRequired[str]
+
+
+@with_config(ON_DISK)
+class Network(TypedDict):
+    """A network, and its cells by operator."""
+
+    family: str
+    cells: dict[str, Cell]
+    params: NotRequired[int]
+    macs: NotRequired[int]
+    input_size: NotRequired[list[int]]
+
+
+@with_config(ON_DISK)
+class Operator(TypedDict):
+    """The configuration of an operator; its other keys are knobs."""
+
+    name: str
+    where: str
+
+
+@with_config(ON_DISK)
+class Place(TypedDict):
+    """An environment in which cells were obtained."""
+
+    commit: str | None
+    dirty: bool | None
+    versions: dict[str, str | None]
+    device: str
+    date: str
+
+
+@with_config(ON_DISK)
+class Record(TypedDict):
+    """A record of coverage; `smallest` names the network of each family that version `timm` of timm has."""
+
+    schema: Literal[1]
+    timm: str | None
+    smallest: dict[str, str]
+    operators: dict[str, Operator]
+    environments: dict[str, Place]
+    networks: dict[str, Network]
 
 
 def read_record(path: Path = RECORD) -> Record:
-    """Reads the record in `path`; raises ConvReproError where it is missing or of another version."""
-    return read_versioned(path, SCHEMA, "a record of coverage")
+    """Reads the record in `path`; raises ConvReproError where it is missing, damaged or of another version."""
+    return read_file(Record, path)
 
 
 def new_record() -> Record:

@@ -3,17 +3,64 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.errors import ConvReproError
-from convrepro.evidence.records import read_versioned
+from convrepro.config.strict import ON_DISK, read_files
 
-SCHEMA = 1
 FOLDER = "gpu"
-KIND = "a record of a run on a GPU"
 CORRECTNESS, SPEED = "correctness", "speed"
 NOT_REACHED = "not reached"
+
+
+@with_config(ON_DISK)
+class Timed(TypedDict):
+    """Milliseconds by network, and their ratio to those of dense."""
+
+    ms: dict[str, float]
+    ratio: dict[str, float]
+
+
+@with_config(ON_DISK)
+class Case(TypedDict):
+    """What one case found: an error, how exact it was, how fast, or where the time went (name, microseconds, calls)."""
+
+    error: NotRequired[str]
+    worst: NotRequired[float]
+    limit: NotRequired[Annotated[float, Field(gt=0)]]
+    mac_ratio: NotRequired[float]
+    forward: NotRequired[Timed]
+    training: NotRequired[Timed]
+    ms: NotRequired[dict[str, float]]
+    ratio: NotRequired[dict[str, float]]
+    kernels: NotRequired[list[tuple[str, float, int]] | dict[str, Any]]
+
+
+@with_config(ON_DISK)
+class Place(TypedDict):
+    """The GPU and the versions of the libraries."""
+
+    name: str
+    torch: str
+    cudnn: int
+    triton: str
+    driver: NotRequired[str | None]
+
+
+@with_config(ON_DISK)
+class Content(TypedDict):
+    """What a file holds."""
+
+    schema: Literal[1]
+    what: Literal["correctness", "speed"]
+    time: str
+    commit: str
+    environment: Place
+    cases: dict[str, Case]
+    notes: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -24,32 +71,27 @@ class GpuRecord:
     what: str
     time: str
     commit: str
-    environment: Mapping[str, Any]
-    cases: Mapping[str, Mapping[str, Any]]
+    environment: Place
+    cases: Mapping[str, Case]
     notes: tuple[str, ...] = ()
 
-    def finished(self, start: str) -> dict[str, Mapping[str, Any]]:
+    def finished(self, start: str) -> dict[str, Case]:
         """The cases whose name begins with `start`, without those that have an error."""
         return {name: case for name, case in self.cases.items() if name.startswith(start) and "error" not in case}
 
 
 def records(folder: Path = REPRODUCTIONS / FOLDER) -> list[GpuRecord]:
-    """Reads all records in `folder`, ordered by file name; raises ConvReproError for a file that is not a record."""
-    return [_read(path) for path in sorted(folder.glob("*.json"))]
-
-
-def _read(path: Path) -> GpuRecord:
-    content = read_versioned(path, SCHEMA, KIND)
-    for key, kind in (("what", str), ("time", str), ("commit", str), ("environment", dict), ("cases", dict)):
-        if not isinstance(content.get(key), kind):
-            raise ConvReproError(f"{path} cannot be read as {KIND}: {key!r} is missing or not a {kind.__name__}")
-    if content["what"] not in (CORRECTNESS, SPEED):
-        raise ConvReproError(f"{path} has what={content['what']!r}; valid: {CORRECTNESS}, {SPEED}")
-    for name, case in content["cases"].items():
-        if not isinstance(case, dict):
-            raise ConvReproError(f"{path} cannot be read as {KIND}: the case {name!r} is not a dict")
-    words = {key: content[key] for key in ("what", "time", "commit", "environment", "cases")}
-    notes = content.get("notes", [])
-    if not isinstance(notes, list):
-        raise ConvReproError(f"{path} cannot be read as {KIND}: 'notes' is not a list")
-    return GpuRecord(path, **words, notes=tuple(map(str, notes)))
+    """Reads all records in `folder`, ordered by file name; a damaged one is set aside with a warning."""
+    found = read_files(Content, sorted(folder.glob("*.json")))
+    return [
+        GpuRecord(
+            path,
+            what=content["what"],
+            time=content["time"],
+            commit=content["commit"],
+            environment=content["environment"],
+            cases=content["cases"],
+            notes=tuple(content.get("notes", ())),
+        )
+        for path, content in found
+    ]

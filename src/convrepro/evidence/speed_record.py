@@ -8,10 +8,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 from convrepro.config.paths import REPRODUCTIONS
-from convrepro.evidence.records import read_versioned
+from convrepro.config.strict import ON_DISK, read_files
 from convrepro.tables.markdown import markdown_grid
 
 SCHEMA = 1
@@ -19,6 +22,94 @@ FOLDER = "speed"
 PLOT_FILE = "speed.svg"
 OPERATORS = "operators"
 MODES = {"train": "training step", "inference": "inference", "exported": "inference in onnxruntime"}
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+@with_config(ON_DISK)
+class Ratio(TypedDict):
+    """The candidate's time divided by the baseline's, over the rounds, and the median seconds of the candidate."""
+
+    median: Positive
+    low: Positive
+    high: Positive
+    seconds: Positive
+
+
+@with_config(ON_DISK)
+class Timing(TypedDict):
+    """A pair of networks, and its ratios by mode."""
+
+    group: NotRequired[str]
+    name: str
+    baseline: str
+    batch_size: Annotated[int, Field(gt=0)]
+    macs_ratio: Positive
+    ratios: dict[str, Ratio]
+
+
+@with_config(ON_DISK)
+class Setting(TypedDict):
+    """How speeds were measured."""
+
+    channels_last: bool
+
+
+@with_config(ON_DISK)
+class Goal(TypedDict):
+    """A ratio that was aimed at, and the one that was measured."""
+
+    name: str
+    baseline: str
+    bound: Positive
+    median: Positive
+
+
+@with_config(ON_DISK)
+class Profile(TypedDict):
+    """Milliseconds of one step by operation."""
+
+    name: str
+    candidate: dict[str, float]
+    reference: dict[str, float]
+
+
+@with_config(ON_DISK)
+class Loading(TypedDict):
+    """Images per second that so many processes read."""
+
+    stored: str
+    bytes: float
+    workers: int
+    median: float
+    low: float
+    high: float
+
+
+@with_config(ON_DISK)
+class Place(TypedDict):
+    """The machine that was measured, and the code."""
+
+    device: str
+    threads: int
+    commit: NotRequired[str | None]
+    dirty: NotRequired[bool | None]
+    versions: NotRequired[dict[str, str | None] | None]
+
+
+@with_config(ON_DISK)
+class Record(TypedDict):
+    """One file: what a run of `convrepro bench`, or of a script in `tests/bench`, measured."""
+
+    schema: Literal[1]
+    what: str
+    time: str
+    setting: Setting
+    environment: Place
+    timings: NotRequired[list[Timing]]
+    goals: NotRequired[list[Goal]]
+    profiles: NotRequired[list[Profile]]
+    loading: NotRequired[list[Loading]]
 
 
 @dataclass(frozen=True)
@@ -71,21 +162,21 @@ class Speed(Subject):
         return self.macs_ratio / self.ratios[mode].median
 
 
-def records(folder: Path = REPRODUCTIONS / FOLDER) -> list[dict[str, Any]]:
-    """Reads all records in `folder`, ordered by file name; raises ConvReproError for a file that is not a record."""
-    return [read_versioned(path, SCHEMA, "a record of speed") for path in sorted(folder.glob("*.json"))]
+def records(folder: Path = REPRODUCTIONS / FOLDER) -> list[Record]:
+    """Reads all records in `folder`, ordered by file name; a damaged one is set aside with a warning."""
+    return [record for _, record in read_files(Record, sorted(folder.glob("*.json")))]
 
 
-def merged(found: Sequence[Mapping[str, Any]]) -> list[Speed]:
+def merged(found: Sequence[Record]) -> list[Speed]:
     """Merges the repetitions in the records; the order is that in which the subjects were first measured."""
-    timings: dict[Subject, list[Mapping[str, Any]]] = {}
+    timings: dict[Subject, list[Timing]] = {}
     for record in found:
         for timing in record.get("timings", ()):
             timings.setdefault(_subject(record, timing), []).append(timing)
     return [_merge(subject, several) for subject, several in timings.items()]
 
 
-def _subject(record: Mapping[str, Any], timing: Mapping[str, Any]) -> Subject:
+def _subject(record: Record, timing: Timing) -> Subject:
     return Subject(
         group=timing.get("group", record["what"]),
         name=timing["name"],
@@ -97,7 +188,7 @@ def _subject(record: Mapping[str, Any], timing: Mapping[str, Any]) -> Subject:
     )
 
 
-def _merge(subject: Subject, timings: Sequence[Mapping[str, Any]]) -> Speed:
+def _merge(subject: Subject, timings: Sequence[Timing]) -> Speed:
     ratios, milliseconds = {}, {}
     for mode in MODES:
         if measured := [timing["ratios"][mode] for timing in timings if mode in timing["ratios"]]:

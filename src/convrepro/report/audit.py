@@ -7,7 +7,7 @@ from convrepro.complexity.rules import RULES
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.evidence.audit import GROUPS, CountRow, Finding, audit, counted_metric
 from convrepro.tables import CAUSES, Relative, list_tables, load_table
-from convrepro.tables.markdown import markdown_grid
+from convrepro.tables.markdown import escaped, markdown_grid
 
 FILE = "AUDIT.md"
 
@@ -34,7 +34,7 @@ def render_audit(findings: list[Finding]) -> str:
         members = [finding for finding in findings if finding.group == group]
         if members:
             parts += [f"## {meaning.split(':')[0]} ({len(members)})", meaning, "\n".join(_lines(members, group))]
-    rules = "\n".join(f"- `{name}`: {rule.description}" for name, rule in RULES.items())
+    rules = "\n".join(f"- `{name}`: {escaped(rule.description)}" for name, rule in RULES.items())
     return "\n\n".join([*parts, "## Counting rules", rules]) + "\n"
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convrepro.evidence.coverage_record import OUTCOMES, RECORD, WORKS, Cell, Record, cells, read_record
-from convrepro.tables.markdown import markdown_grid
+from convrepro.evidence.coverage_record import OUTCOMES, RECORD, WORKS, Cell, Outcome, Record, cells, read_record
+from convrepro.tables.markdown import bullet, escaped, markdown_grid
 
 PAGE = "COVERAGE.md"
 
@@ -37,7 +37,7 @@ def write_page(path: Path = RECORD) -> Path:
 
 def render_page(record: Record) -> str:
     """Renders the record as markdown: totals by operator, a line for each network, the reasons, the environments."""
-    outcomes = Counter((conv, cell["outcome"]) for conv, cell in cells(record))
+    outcomes = Counter[tuple[str, Outcome]]((conv, cell["outcome"]) for conv, cell in cells(record))
     totals = [f"{outcome} {sum(outcomes[conv, outcome] for conv in record['operators'])}" for outcome in OUTCOMES]
     by_operator = [
         [conv, config["where"], *(str(outcomes[conv, outcome]) for outcome in OUTCOMES)]
@@ -52,8 +52,8 @@ def render_page(record: Record) -> str:
         _grid(["family", "network", "image", *record["operators"]], by_network),
     ]
     if reasons:
-        parts += ["## Reasons", "\n".join(f"{number}. {reason}" for reason, number in reasons.items())]
-    environments = [f"- {_described(facts)}" for facts in record["environments"].values()]
+        parts += ["## Reasons", "\n".join(f"{number}. {escaped(reason)}" for reason, number in reasons.items())]
+    environments = [bullet(_described(facts)) for facts in record["environments"].values()]
     return "\n\n".join([*parts, "## Environments", "\n".join(environments)]) + "\n"
 
 
@@ -74,7 +74,7 @@ def _line(name: str, entry: Mapping[str, Any], convs: Iterable[str], reasons: di
         if cell is None:
             return ""
         if cell["outcome"] == WORKS:
-            return f"works ({cell['replaced']})"
+            return f"works ({cell.get('replaced', '?')})"
         if "reason" not in cell:
             return "—"
         reason = re.sub(r"^layer '[^']*': ", "", cell["reason"])
@@ -85,6 +85,7 @@ def _line(name: str, entry: Mapping[str, Any], convs: Iterable[str], reasons: di
 
 
 def _described(facts: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{package} {facts['versions'][package]}" for package in ("python", "torch", "timm", "fvcore"))
+    packages = ("python", "torch", "timm", "fvcore")
+    versions = ", ".join(f"{package} {facts['versions'].get(package)}" for package in packages)
     changes = " with uncommitted changes" if facts["dirty"] else ""
     return f"{facts['date']}, commit {facts['commit']}{changes}, {versions}, {facts['device']}"

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from convrepro.config.paths import REPRODUCTIONS
+from convrepro.config.strict import set_aside
 from convrepro.errors import ConvReproError
-from convrepro.evidence.gpu_record import CORRECTNESS, FOLDER, KIND, NOT_REACHED, SPEED, GpuRecord, records
-from convrepro.tables.markdown import markdown_grid
+from convrepro.evidence.gpu_record import CORRECTNESS, FOLDER, NOT_REACHED, SPEED, GpuRecord, records
+from convrepro.tables.markdown import bullet, escaped, markdown_grid
 
 PAGE = "GPU.md"
 
@@ -83,13 +84,13 @@ IF_MISSING = {
 
 
 def render(found: Sequence[GpuRecord]) -> str:
-    """Renders the page from the records; raises ConvReproError where one of them is damaged."""
+    """Renders the page from the records; one that lacks what its page shows is set aside with a warning."""
     parts = [INTRODUCTION]
     for record in found:
         try:
             parts += _section(record)
-        except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise ConvReproError(f"{record.path} cannot be read as {KIND}: {error!r}") from error
+        except (LookupError, ValueError) as error:
+            set_aside(ConvReproError(f"{record.path} has a case without what is shown of it: {error!r}"))
     measured = {name for record in found for name in record.finished("")}
     missing = [text for name, text in IF_MISSING.items() if name not in measured]
     return "\n\n".join([*parts, "## Not measured", _bullets([*missing, *NEVER])]) + "\n"
@@ -97,10 +98,10 @@ def render(found: Sequence[GpuRecord]) -> str:
 
 def _section(record: GpuRecord) -> list[str]:
     place = record.environment
-    title = f"## {record.what.capitalize()} on {place['name']}, {record.time}"
+    title = f"## {record.what.capitalize()} on {escaped(place['name'])}, {escaped(record.time)}"
     versions = f"torch {place['torch']}, cuDNN {place['cudnn']}, Triton {place['triton']}"
     where = f"`{FOLDER}/{record.path.name}`: commit {record.commit}, driver {place.get('driver')}, {versions}."
-    parts = [title, where, *record.notes]
+    parts = [title, *map(escaped, (where, *record.notes))]
     return parts + {CORRECTNESS: _correctness, SPEED: _speed}[record.what](record)
 
 
@@ -170,7 +171,8 @@ def _profiles(record: GpuRecord) -> list[str]:
     spent: dict[str, dict[str, float]] = {}
     longest = []
     for name, case in record.finished("profile ").items():
-        kernels = [(kernel, float(time)) for kernel, time, _ in case["kernels"] if not kernel.startswith(RANGE)]
+        found = case["kernels"] if isinstance(case["kernels"], list) else []
+        kernels = [(kernel, time) for kernel, time, _ in found if not kernel.startswith(RANGE)]
         step = spent[name.removeprefix("profile ")] = dict.fromkeys([*GROUPS, "other"], 0.0)
         for kernel, time in kernels:
             step[_group(kernel)] += time
@@ -202,7 +204,7 @@ def _grid(header: list[tuple[str, str]], lines: list[list[str]]) -> str:
 
 
 def _bullets(texts: Iterable[str]) -> str:
-    return "\n".join(f"- {text}" for text in texts)
+    return "\n".join(map(bullet, texts))
 
 
 def write(root: Path = REPRODUCTIONS) -> Path:

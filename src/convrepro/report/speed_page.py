@@ -1,8 +1,8 @@
 """Writes the page `reproductions/SPEED.md`: the time that operators with fewer operations save."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.evidence.speed_record import (
@@ -10,6 +10,9 @@ from convrepro.evidence.speed_record import (
     MODES,
     OPERATORS,
     PLOT_FILE,
+    Goal,
+    Loading,
+    Record,
     Speed,
     Spread,
     grid,
@@ -17,7 +20,7 @@ from convrepro.evidence.speed_record import (
     records,
     spread,
 )
-from convrepro.tables.markdown import markdown_grid
+from convrepro.tables.markdown import bullet, escaped, markdown_grid
 
 PAGE = "SPEED.md"
 
@@ -34,7 +37,7 @@ speed-up that the MACs promise. A training step is forward, backward and SGD. In
 the order may differ: `convrepro bench all` measures it there. What was measured on a GPU is in [GPU.md](GPU.md)."""
 
 
-def render(found: Sequence[Mapping[str, Any]]) -> str:
+def render(found: Sequence[Record]) -> str:
     """Renders the page from the records (see `speed_record.records`)."""
     measured = merged(found)
     operators = sorted((s for s in measured if s.group == OPERATORS), key=_first_ratio)
@@ -56,8 +59,8 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _first_ratio(speed: Speed) -> float:
-    """The ratio in the first mode that was measured."""
-    return next(iter(speed.ratios.values())).median
+    """The ratio in the first mode that was measured; infinite where none was."""
+    return next((ratio.median for ratio in speed.ratios.values()), math.inf)
 
 
 GOALS = """The bounds are from a study of what can be reached on such a machine; they are set in
@@ -80,13 +83,13 @@ def _slower(operators: Sequence[Speed]) -> str:
         mode: [speed.name for speed in operators if mode in speed.ratios and speed.ratios[mode].median > 1]
         for mode in MODES
     }
-    parts = [f"in {WHERE[mode]}: {', '.join(names)}" for mode, names in slower.items() if names]
+    parts = [f"in {WHERE[mode]}: {escaped(', '.join(names))}" for mode, names in slower.items() if names]
     if not parts:
         return "No operator is slower than the layers that it replaces."
     return f"**Slower than the layers that they replace**, {'; '.join(parts)}."
 
 
-def _goals(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def _goals(found: Sequence[Record]) -> list[str]:
     lines = []
     for name, (ratio, bound, several) in _judged(found).items():
         met = "met" if ratio.median <= bound else "missed"
@@ -109,9 +112,9 @@ def _digits(ratio: Spread, bound: float) -> str:
     return f"{round(ratio.median, decimals)}{lowest_to_highest}"
 
 
-def _judged(found: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spread, float, list[Mapping[str, Any]]]]:
+def _judged(found: Sequence[Record]) -> dict[str, tuple[Spread, float, list[Goal]]]:
     """The ratio over the records, the bound and the measurements of each goal, by its name."""
-    measured: dict[str, list[Mapping[str, Any]]] = {}
+    measured: dict[str, list[Goal]] = {}
     for record in found:
         for goal in record.get("goals", ()):
             measured.setdefault(goal["name"], []).append(goal)
@@ -128,20 +131,19 @@ may differ from that of the medians above; the medians decide."""
 LONGEST = 6
 
 
-def _profiles(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def _profiles(found: Sequence[Record]) -> list[str]:
     missed = {name for name, (ratio, bound, _) in _judged(found).items() if ratio.median > bound}
     profiles = {profile["name"]: profile for record in found for profile in record.get("profiles", ())}
     lines = []
     for name in [name for name in profiles if name in missed]:
-        lines.append(f"- {name}")
-        for side in ("candidate", "reference"):
-            spent = profiles[name][side]
+        lines.append(bullet(name))
+        for side, spent in (("candidate", profiles[name]["candidate"]), ("reference", profiles[name]["reference"])):
             longest = ", ".join(f"{operation} {spent[operation]:.0f}" for operation in list(spent)[:LONGEST])
-            lines.append(f"  - {side}, {sum(spent.values()):.0f} ms: {longest}")
+            lines.append(f"  - {side}, {sum(spent.values()):.0f} ms: {escaped(longest)}")
     return lines
 
 
-def _loading(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def _loading(found: Sequence[Record]) -> list[str]:
     lines = [
         [cell["stored"], f"{cell['bytes'] / 1000:.0f}", str(cell["workers"]), f"{cell['median']:.0f}", _range(cell)]
         for record in found
@@ -151,21 +153,19 @@ def _loading(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return markdown_grid((header, lines)) if lines else []
 
 
-def _range(cell: Mapping[str, Any]) -> str:
+def _range(cell: Loading) -> str:
     return f"{cell['low']:.0f} to {cell['high']:.0f}"
 
 
-def _places(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def _places(found: Sequence[Record]) -> list[str]:
     """A line for each record."""
     lines = []
     for record in found:
         place = record["environment"]
         torch = (place.get("versions") or {}).get("torch")
         commit = f"{(place.get('commit') or 'unknown')[:8]}{' with changes' if place.get('dirty') else ''}"
-        lines.append(
-            f"- {record['time']}, {record['what']}: {place.get('device')}, {place.get('threads')} threads, "
-            f"torch {torch}, commit {commit}"
-        )
+        machine = f"{place['device']}, {place['threads']} threads, torch {torch}, commit {commit}"
+        lines.append(bullet(f"{record['time']}, {record['what']}: {machine}"))
     return ["\n".join(lines)]
 
 

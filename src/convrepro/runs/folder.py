@@ -11,15 +11,35 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
+from pydantic import with_config
+from typing_extensions import TypedDict
+
+from convrepro.config.strict import ON_DISK, read_file
 from convrepro.errors import Busy, ConvReproError, Interrupted
-from convrepro.runs.result import read_result
+from convrepro.runs.result import Result, read_result
 from convrepro.runs.storage import NO_LOCKS, PART, write_json
 
 PROGRESS, ERROR, LOCK = "progress.json", "error.txt", ".lock"
 #: Descriptors of the locks that this process holds.
 _locks: set[int] = set()
+
+
+@with_config(ON_DISK)
+class Written(TypedDict):
+    """What `progress.json` says: how far the run is, and which process of which job is at it."""
+
+    epoch: NotRequired[int]
+    epochs: NotRequired[int]
+    step: NotRequired[int]
+    images_per_second: NotRequired[float | None]
+    left_seconds: NotRequired[int | None]
+    restarts: NotRequired[int]
+    pid: NotRequired[int]
+    host: NotRequired[str]
+    job: NotRequired[str | None]
+    updated: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,7 @@ class RunState:
     kind: Literal["none", "started", "failed", "done"]
     progress: dict[str, Any] | None = None
     error: str | None = None
-    result: dict[str, Any] | None = None
+    result: Result | None = None
 
 
 def state(folder: Path) -> RunState:
@@ -56,10 +76,9 @@ def state(folder: Path) -> RunState:
 
 def _progress(folder: Path) -> dict[str, Any] | None:
     try:
-        progress = json.loads((folder / PROGRESS).read_text())
-    except (OSError, ValueError):
+        return dict(read_file(Written, folder / PROGRESS))
+    except ConvReproError:
         return None
-    return progress if isinstance(progress, dict) else None
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from pathlib import Path
 from convrepro.config.compose import compose_config
 from convrepro.config.overrides import key_of, quoted
 from convrepro.config.schema import RunConfig
+from convrepro.config.scientific import scientific
 from convrepro.errors import ConvReproError
 from convrepro.runs.identity import Identity, former_digest, named
-from convrepro.runs.protocol import scientific, short
+from convrepro.runs.protocol import short
 from convrepro.runs.result import LAST
 from convrepro.tables import Row, Table
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from convrepro.config.overrides import key_of
 from convrepro.config.secrets import refuse_secrets
 from convrepro.config.strict import text_of
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, visible
 from convrepro.tables.schema import (
     CAUSES,
     COUNTING_RULES,
@@ -64,13 +64,22 @@ def _convert(value: object, hint: object, place: str, key: str) -> object:
             return None
         if option is int and isinstance(value, int) and not isinstance(value, bool):
             return value
-        if option in (str, bool) and isinstance(value, option):
+        if option is str and isinstance(value, str):
+            return _shown(value, place, f"`{key}`")
+        if option is bool and isinstance(value, bool):
             return value
         if get_origin(option) is tuple and isinstance(value, list):
             return tuple(_convert(v, get_args(option)[0], place, f"an item of {key}") for v in value)
     words = {Decimal: "a number", int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
     wanted = " or ".join(words.get(o, "a list") for o in options)
     fail(place, f"`{key}` must be {wanted}, not {text_of(value)!r}")
+
+
+def _shown(text: str, place: str, what: str) -> str:
+    """`text`, which has no character that a terminal or a page would obey instead of showing it."""
+    if visible(text) != text:
+        fail(place, f"{what} has a control character: {text_of(text)!r}")
+    return text
 
 
 def _short(value: Decimal, place: str, key: str) -> Decimal:
@@ -242,7 +251,7 @@ def parse_table(name: str, data: object, place: str) -> Table:
             fail(place, f"`{key}` must be a {word}")
     if not parts["metrics"] or not parts["rows"]:
         fail(place, "a table needs `metrics` and `rows`")
-    metrics = {k: _metric(k, v, place) for k, v in parts["metrics"].items()}
+    metrics = {_shown(str(k), place, "a metric's name"): _metric(k, v, place) for k, v in parts["metrics"].items()}
     table = _build(
         Table,
         {k: v for k, v in data.items() if k not in parts},

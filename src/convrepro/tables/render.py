@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from convrepro.errors import ConvReproError
-from convrepro.tables.markdown import Grid, markdown_grid
+from convrepro.tables.markdown import Grid, bullet, escaped, markdown_grid
 from convrepro.tables.schema import Claim, Metric, NotMeasured, Row, Source, Table, Trained
 from convrepro.tables.verdict import (
     NONE,
@@ -213,14 +213,15 @@ def _plain(grid: Grid, paint: Callable[[str, bool], str] = lambda text, colored:
 
 
 def _markdown(table: Table, main: Grid, claims: Grid) -> str:
-    lines = [f"## {table.title}", "", f"`{table.name}`: {describe_source(table.source)}. {table.question}", ""]
+    about = escaped(f"{describe_source(table.source)}. {table.question}")
+    lines = [f"## {escaped(table.title)}", "", f"`{table.name}`: {about}", ""]
     lines += markdown_grid(main)
     if legend := legend_of(main[1]):
         lines += ["", "; ".join(legend) + "."]
     if claims[1]:
         lines += ["", *markdown_grid(claims)]
     for heading, items in remarks(table).items():
-        lines += ["", f"**{heading}**", "", *(f"- {' '.join(item.split())}" for item in items)]
+        lines += ["", f"**{heading}**", "", *map(bullet, items)]
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ from math import floor, isfinite
 from statistics import stdev
 from typing import Any, TypedDict
 
+from convrepro.config.scientific import alike
 from convrepro.tables.schema import (
     UNITS,
     Claim,
@@ -26,7 +27,6 @@ from convrepro.tables.schema import (
     Row,
     Table,
     Trained,
-    settings,
 )
 
 Exact = int | Fraction
@@ -92,15 +92,16 @@ def signed(value: Exact, decimals: int) -> str:
 def standing(result: Mapping[str, Any], table: Table, row: Row) -> str:
     """What a run may be compared with: `paper`, `proxy` or `smoke`; "" where it is not done.
 
-    A run at the paper's budget is a proxy where its overrides are not the row's, or where it saw other data.
+    A run at the paper's budget is a proxy where its overrides ask for something else than the row's, however both are
+    spelled, or where it saw other data.
     """
     if result.get("status") != "done":
         return ""
     budget = result.get("budget")
     if budget == "smoke":
         return "smoke"
-    wanted = table.settings(row)
-    same = settings(result.get("overrides") or ()) == wanted and data_name(result) == wanted.get("data")
+    wanted = table.overrides(row)
+    same = data_name(result) == table.settings(row).get("data") and alike(result.get("overrides") or (), wanted)
     return "paper" if budget == "paper" and same else "proxy"
 
 
@@ -129,10 +130,15 @@ def _samples(table: Table, row: Row, metric: Trained, results: Results) -> tuple
     return next(((level, values) for level, values in found.items() if values), ("", []))
 
 
-def percentage(metric: Relative, of: Counted, value: Fraction, base: Fraction) -> Fraction:
-    """The share or reduction of `value` against `base`, two figures of the metric `of`, as exact or as printed."""
+def percentage(metric: Relative, of: Counted, value: Fraction, base: Fraction) -> Fraction | None:
+    """The share or reduction of `value` against `base`, two figures of the metric `of`, as exact or as printed.
+
+    None where the base is zero.
+    """
     if metric.from_ == "printed":
         value, base = (Fraction(format_exact(v, of.decimals, of.printed)) for v in (value, base))
+    if not base:
+        return None
     share = 100 * value / base
     return 100 - share if isinstance(metric, Reduction) else share
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from convrepro.config.compose import choices, compose_config
 from convrepro.config.schema import RunConfig
+from convrepro.config.scientific import scientific
 from convrepro.models.weights import content_digest
 from convrepro.runs.identity import Identity, former_digest, named
-from convrepro.runs.protocol import Protocol, scientific
+from convrepro.runs.protocol import Protocol
 from convrepro.training.data import image_data
 
 ADHOC = "adhoc"

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from convrepro.complexity.network import count_network
 from convrepro.config.overrides import key_of
 from convrepro.config.schema import RunConfig
+from convrepro.config.strict import NotJson
 from convrepro.data import ImageData
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.models.build import build_network
@@ -33,7 +34,7 @@ from convrepro.runs.finished import finished
 from convrepro.runs.folder import hold, rank
 from convrepro.runs.identity import Identity, named
 from convrepro.runs.protocol import Protocol
-from convrepro.runs.result import FILE, LAST, SCHEMA, TornResult, finite
+from convrepro.runs.result import FILE, LAST, SCHEMA, Result, finite
 from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
 from convrepro.tables import Table, find_table
@@ -79,7 +80,7 @@ def check(cfg: RunConfig) -> None:
 
 def run(
     cfg: RunConfig, overrides: Sequence[str], echo: Callable[[str], None] = print, table: Table | None = None
-) -> dict[str, Any]:
+) -> Result:
     """Execute the run that `cfg` describes and return its result; a finished one is only read.
 
     `table` is that of the run, where it is at hand; else the one that `cfg` names, if there is one.
@@ -116,7 +117,7 @@ def _silent(line: str) -> None:
     """What other processes than the first have to say."""
 
 
-def _train(this: Run, echo: Callable[[str], None]) -> dict[str, Any]:
+def _train(this: Run, echo: Callable[[str], None]) -> Result:
     cfg, identity, folder = this.cfg, this.identity, this.folder
     torch.set_flush_denormal(True)  # squared gradients below 1e-38 made an RMSprop step on a CPU twice as slow
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -133,7 +134,7 @@ def _train(this: Run, echo: Callable[[str], None]) -> dict[str, Any]:
     environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
     with _closing(logger):
         _execute(this, trainer, module, data, echo)
-        result = {
+        measured = {
             "schema": SCHEMA,
             "status": "done",
             "table": cfg.table,
@@ -154,13 +155,13 @@ def _train(this: Run, echo: Callable[[str], None]) -> dict[str, Any]:
                 "images_per_second": progress.images_per_second,
             },
         }
-        result = finite(result)
+        result: Result = finite(measured)
         if trainer.is_global_zero:
             _write(folder, result)
         if logger:
             logger.finish(summary(result, this.table))
-    last = result["metrics"]["last"]
-    echo(f"{identity.name}: top-1 {last['top1']:.2f} %, {result['time']['seconds']:.0f} s, {folder / FILE}")
+    top1, seconds = result["metrics"]["last"]["top1"], time.monotonic() - clock
+    echo(f"{identity.name}: top-1 {top1:.2f} %, {seconds:.0f} s, {folder / FILE}")
     return result
 
 
@@ -256,7 +257,7 @@ def _recorded(cfg: RunConfig, overrides: Sequence[str]) -> list[str]:
 
 def _finished(
     cfg: RunConfig, protocol: Protocol, folder: Path, echo: Callable[[str], None], repair: bool = False
-) -> dict[str, Any] | None:
+) -> Result | None:
     """The result of this protocol in `folder`, or None; with `repair` a torn one is moved out of the way.
 
     A torn one is no loss where it can be made again without training twice: from the last checkpoint, which holds the
@@ -264,7 +265,7 @@ def _finished(
     """
     try:
         result = finished(folder, protocol)
-    except TornResult as error:
+    except NotJson as error:
         if cfg.train and not (folder / LAST).exists():
             raise ConvReproError(f"{error}, and there is no checkpoint: move it away to train anew") from error
         if repair:
@@ -276,7 +277,7 @@ def _finished(
     return result
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
+def _write(folder: Path, result: Result) -> None:
     try:
         write_json(folder / FILE, result)
     except ConvReproError as error:

@@ -1,16 +1,16 @@
 """Runs the jobs of a plan, one after the other."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from convrepro.config.compose import compose_config
 from convrepro.config.overrides import without
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs.folder import ERROR
 from convrepro.runs.plan import Job
+from convrepro.runs.result import Result
 from convrepro.training.run import check, run
 
-Results = dict[str, dict[int, dict[str, Any]]]
+Results = dict[str, dict[int, Result]]
 
 
 def validate(jobs: Sequence[Job]) -> None:

@@ -23,9 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from convrepro.config.compose import check_overrides, compose_config
 from convrepro.config.overrides import key_of, parse
 from convrepro.config.paths import CONF
+from convrepro.config.scientific import scientific
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs import interruption
-from convrepro.runs.protocol import scientific
 
 SLURM = "submitit_slurm"
 #: Of hydra.launcher, where the command line does not say otherwise. Slurm warns a run before its time limit, and it is

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from convrepro.config.compose import compose_config
+from convrepro.config.strict import set_aside
+from convrepro.errors import ConvReproError
 from convrepro.evidence.store import load_evidence, load_proxies
 from convrepro.runs.identity import Identity, former_digest
 from convrepro.runs.result import FILE, read_result
@@ -20,7 +22,7 @@ from convrepro.tables import Table
 from convrepro.tracking.logger import LOGGED, replay
 from convrepro.tracking.sync import Server, There, whole
 
-Result = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,23 +58,27 @@ def regenerate(table: Table, runs: Path, server: Server, echo: Callable[[str], N
     return Regenerated(tuple(written), tuple(present))
 
 
-def records(table: Table, runs: Path) -> dict[Identity, Result]:
+def records(table: Table, runs: Path) -> dict[Identity, Record]:
     """Return the table's finished runs: from the folders in `runs`, and from the evidence where no folder has them.
 
-    Raises ConvReproError for a `result.json` that cannot be read.
+    A `result.json` that cannot be read is set aside with a warning.
     """
     local = dict(_local(table, runs))
     return dict(sorted({**dict(_collected(table)), **local}.items(), key=lambda item: _order(table, item[0])))
 
 
-def _local(table: Table, runs: Path) -> Iterator[tuple[Identity, Result]]:
+def _local(table: Table, runs: Path) -> Iterator[tuple[Identity, Record]]:
     for path in runs.glob(f"{table.name}/*/*/{FILE}"):
-        result = read_result(path.parent)
-        if result and result["status"] == "done":
+        try:
+            result = read_result(path.parent)
+        except ConvReproError as error:
+            set_aside(error)
+            continue
+        if result and result["status"] == "done" and result["table"] and result["row"]:
             yield Identity(result["table"], result["row"], result["seed"], result["budget"]), result
 
 
-def _collected(table: Table) -> Iterator[tuple[Identity, Result]]:
+def _collected(table: Table) -> Iterator[tuple[Identity, Record]]:
     for results in (load_evidence(table)[1], *load_proxies(table).values()):
         for row in table.to_run:
             for seed, result in results.get(row.id, {}).items():
@@ -88,7 +94,7 @@ def _order(table: Table, identity: Identity) -> tuple[Any, ...]:
     return rows.index(row) if row in rows else len(rows), identity.row, identity.budget, identity.seed
 
 
-def _whole(identity: Identity, run: Result) -> dict[str, Any]:
+def _whole(identity: Identity, run: Record) -> dict[str, Any]:
     """Return a collected run in the form of its `result.json`, with its configuration composed again.
 
     The evidence keeps one of the curves, `val/top1`; the others are None.

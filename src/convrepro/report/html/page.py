@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from convrepro.errors import visible
 from convrepro.report.html.content import Section, section
 from convrepro.report.html.inline import inline_svg
 from convrepro.report.plots import draw
@@ -47,7 +48,12 @@ def render_page(entries: Iterable[Entry]) -> str:
     """Renders the page of these tables, in their order. The same input gives the same text."""
     entries = list(entries)
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     script = (HERE / "page.js").read_text(encoding="utf-8")
     sections = [_section(entry) for entry in entries]
