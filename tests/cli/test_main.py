@@ -6,11 +6,7 @@ import sys
 import pytest
 
 from convrepro.cli.main import main
-
-
-def convrepro(*words: str, cwd=None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "convrepro.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+from support.command import convrepro
 
 
 def test_list_and_show():
@@ -70,7 +66,8 @@ def test_a_mistake_ends_in_one_sentence(words, expected, tmp_path, capsys):
 
 
 def test_a_mistake_shows_no_traceback_in_a_real_process():
-    done = convrepro("train", "conv=hetconv", "conv.p=3")
+    command = [sys.executable, "-m", "convrepro.cli", "train", "conv=hetconv", "conv.p=3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("convrepro: layer 'layer1.0.conv1': p=3")

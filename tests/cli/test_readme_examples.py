@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.command import convrepro
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -47,10 +49,12 @@ def follow(project: Path, block: str) -> None:
 
 def type_in(project: Path, line: str) -> str:
     words = line.split("#")[0].split()
-    module = {"convrepro": ["convrepro.cli"], "pytest": ["pytest", "-q", "-p", "no:cacheprovider"]}[words[0]]
     environment = {**os.environ, "PYTHONPATH": str(project / "src"), "WANDB_MODE": "offline"}
-    command = [sys.executable, "-m", *module, *words[1:]]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=600)
+    if words[0] == "convrepro":
+        done = convrepro(*words[1:], cwd=project, env=environment)
+    else:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words[1:]]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -15,6 +13,7 @@ from convrepro.report.html.inline import inline_svg
 from convrepro.report.plots.draw import svg
 from convrepro.report.plots.figures import figures
 from convrepro.tables import list_tables, load_table, tally
+from support.command import convrepro
 from support.pages import NASTY, entries
 from support.small_table import write
 
@@ -206,14 +205,10 @@ def test_the_page_is_the_same_each_time(tmp_path, nasty):
 
 @pytest.mark.heavy
 def test_the_command_writes_the_page_of_what_is_named(tmp_path):
-    command = [sys.executable, "-m", "convrepro.cli", "report", "lecture/separable", "lecture/grouped", "--html"]
-
-    def convrepro(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
-
-    done = convrepro("here.html")
+    words = ("report", "lecture/separable", "lecture/grouped", "--html")
+    done = convrepro(*words, "here.html", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "here.html\n"), done.stderr
     assert list(Document((tmp_path / "here.html").read_text()).rows) == ["lecture-separable", "lecture-grouped"]
-    nowhere = convrepro(os.path.join("no", "folder.html"))
+    nowhere = convrepro(*words, os.path.join("no", "folder.html"), cwd=tmp_path)
     assert nowhere.returncode == 2
     assert "no/folder.html cannot be written" in nowhere.stderr

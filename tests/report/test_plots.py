@@ -20,6 +20,7 @@ from convrepro.report.plots.files import overview, read_digest, write_overview, 
 from convrepro.report.plots.labels import overlaps
 from convrepro.report.plots.style import MARKS
 from convrepro.tables import list_tables, load_table
+from support.command import convrepro
 from support.drawn import SVG, Drawn, printed_statics
 from support.small_table import write
 
@@ -295,17 +296,12 @@ def test_the_overview_has_the_costs_of_all_tables(table, root):
 def test_the_command_draws_the_plots_of_a_table(tmp_path):
     shutil.copytree(REPRODUCTIONS / "lecture", tmp_path / "tables/lecture", ignore=shutil.ignore_patterns("plots"))
     environment = os.environ | {"CONVREPRO_TABLES": str(tmp_path / "tables")}
-
-    def convrepro(*words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "convrepro.cli", "report", *words]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-
-    done = convrepro("lecture/se_overhead", "--plots")
+    done = convrepro("report", "lecture/se_overhead", "--plots", env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     path = plot_path("lecture/se_overhead", "costs", tmp_path / "tables")
     assert done.stdout.split() == [str(path)]
     assert len(Drawn(path.read_text()).marks("exact")) == 5
-    wrong = convrepro("lecture/se_overhead")
+    wrong = convrepro("report", "lecture/se_overhead", env=environment, cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "pages are of whole papers" in wrong.stderr
     assert "--plots" in convrepro("lecture/se_overhead", "--png").stderr

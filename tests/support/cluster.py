@@ -19,6 +19,7 @@ from typing import TypeVar
 import pytest
 
 from convrepro.cluster.slurm import SILENCE
+from support.command import convrepro
 from support.patience import PATIENCE, wait
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "local_cluster.sh"
@@ -79,7 +80,10 @@ class LocalCluster:
         settings = {"cwd": cwd, "env": {**_clean(), **self.env, **(env or {})}}
         deadline = time.monotonic() + PATIENCE
         while True:
-            done = subprocess.run(words, **settings, capture_output=True, text=True, timeout=PATIENCE)
+            if words[0] == "convrepro":
+                done = convrepro(*words[1:], **settings, timeout=PATIENCE)
+            else:
+                done = subprocess.run(words, **settings, capture_output=True, text=True, timeout=PATIENCE)
             silent = done.returncode and words[0] in REPEATABLE and SILENCE.search(done.stderr)
             if not (check and silent) or time.monotonic() > deadline:
                 break
