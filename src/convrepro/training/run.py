@@ -128,6 +128,8 @@ def _train(this: Run, echo: Callable[[str], None]) -> dict[str, Any]:
     static = {name: int(counted.total(rule)) for name, rule in STATIC.items()}
     echo(f"{identity.name} ({budget_label(cfg)}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
+    if report.weights:
+        echo(report.weights)
     progress = Progress(folder, cfg.epochs, echo)
     module, trainer, logger = assemble(this, network, static, progress)
     environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
