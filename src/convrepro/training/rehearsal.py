@@ -19,12 +19,22 @@ def rehearse(cfg: RunConfig) -> None:
 
     Raises ConvReproError for a name or argument that does not exist, for an optimizer or schedule that wants what a run
     does not give it (a closure, second derivatives, a metric, a function), and for a learning rate that is not a number
-    of at least 0.
+    of at least 0. Also raises for a clipped gradient that the optimizer would scale after the clipping.
     """
     parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
     recipe = cfg.recipe.model_dump()
     optimizer = build_optimizer(parameters, recipe)
     name, schedule = cfg.recipe.optimizer.name, cfg.recipe.schedule.name
+    if (
+        cfg.recipe.clip_grad
+        and cfg.trainer.precision == "16-mixed"
+        and hasattr(optimizer, "_step_supports_amp_scaling")
+    ):
+        raise ConvReproError(
+            f"recipe.clip_grad={cfg.recipe.clip_grad} cannot be used with a fused recipe.optimizer.name={name} at "
+            "trainer.precision=16-mixed, because the optimizer itself scales the gradient; drop "
+            "recipe.optimizer.args.fused, or take trainer.precision=bf16-mixed"
+        )
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 0.1)
     with warnings.catch_warnings():

@@ -38,6 +38,7 @@ from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
 from convrepro.tables import Table, find_table
 from convrepro.tracking.logger import RunLogger, build_logger
+from convrepro.training.averaging import AveragedWeights
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
 from convrepro.training.identity import budget_label, identity_of, protocol_of
@@ -203,9 +204,11 @@ def assemble(
         "precision": cfg.trainer.precision,
         "deterministic": cfg.trainer.deterministic,
         "accumulate_grad_batches": cfg.trainer.accumulate,
+        "gradient_clip_val": cfg.recipe.clip_grad,
         "max_epochs": epochs,
         "logger": False,
         "callbacks": [
+            *([AveragedWeights(cfg.recipe.ema)] if cfg.train and cfg.recipe.ema else []),
             *([EpochLog(logger.catch_up)] if logger else []),
             Checkpoints(folder, cfg.trainer.checkpoint_steps, files),
             progress,
@@ -219,9 +222,11 @@ def assemble(
     }
     try:
         with _quiet():
-            return module, L.Trainer(plugins=[files, *_cluster(cfg.trainer.processes)], **arguments), logger
+            trainer = L.Trainer(plugins=[files, *_cluster(cfg.trainer.processes)], **arguments)
     except (MisconfigurationException, ValueError) as error:
         raise ConvReproError(f"trainer={cfg.trainer.model_dump()} does not fit this machine: {error}") from error
+    trainer.precision_plugin.convert_module(module)  # Lightning does it after a checkpoint is loaded, which rounds that
+    return module, trainer, logger
 
 
 def _cluster(processes: int) -> list[ClusterEnvironment]:
