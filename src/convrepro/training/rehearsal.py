@@ -1,5 +1,6 @@
-"""Tries what a configuration asks of optimizer and schedule on one small parameter, before any data is read."""
+"""Tries optimizer and schedule on a small parameter, and the network on the smallest batch, before data is read."""
 
+import copy
 import math
 import warnings
 
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 
 from convrepro.config.schema import RunConfig
+from convrepro.data import ImageData
+from convrepro.data.loader import smallest_batch
 from convrepro.errors import ConvReproError
 from convrepro.training.optim import build_optimizer, build_schedule, step_schedule
 
@@ -53,6 +56,30 @@ def rehearse(cfg: RunConfig) -> None:
                     step_schedule(scheduler, epoch)
         except Exception as error:
             raise ConvReproError(f"recipe.schedule.name={schedule} cannot be used here: {_line(error)}") from error
+
+
+def rehearse_batch(network: nn.Module, cfg: RunConfig, data: ImageData) -> None:
+    """Run the network in training mode on one image, where a batch of the run on a device has no more than that.
+
+    Batch norm then has one value for each channel where a feature map is one pixel, and rejects it. Larger batches
+    have more values. The network and the random state remain as they are.
+
+    Raises ConvReproError if the network cannot be trained on such a batch.
+    """
+    if not cfg.train or smallest_batch(data.train_examples(), cfg.loader_batch, cfg.trainer.processes) > 1:
+        return
+    image = torch.zeros(1, cfg.data.channels, cfg.image_size, cfg.image_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(network).train()(image)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        devices = f" on each of {cfg.trainer.processes} devices" if cfg.trainer.processes > 1 else ""
+        raise ConvReproError(
+            f"recipe.batch_size={cfg.recipe.batch_size} leaves a batch of one image{devices} of the "
+            f"{data.train_examples()} training images, in batches of {cfg.loader_batch}, and {cfg.model} cannot be "
+            f"trained on one image of {cfg.image_size} pixels ({_line(error)}); take another recipe.batch_size or "
+            "budget.train_examples"
+        ) from error
 
 
 def _line(error: Exception) -> str:

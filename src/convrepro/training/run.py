@@ -44,7 +44,7 @@ from convrepro.training.data import image_data
 from convrepro.training.identity import budget_label, identity_of, protocol_of
 from convrepro.training.module import Classifier
 from convrepro.training.progress import EpochLog, Progress, bar
-from convrepro.training.rehearsal import rehearse
+from convrepro.training.rehearsal import rehearse, rehearse_batch
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = (
@@ -69,13 +69,15 @@ class Run:
 
 
 def check(cfg: RunConfig) -> None:
-    """Find the data, and build network, optimizer and schedule of `cfg`, training nothing.
+    """Find the data, build network, optimizer and schedule of `cfg`, and try its smallest batch, training nothing.
 
     Raises ConvReproError for what would fail.
     """
     rehearse(cfg)
-    image_data(cfg).check()
-    build_network(cfg)
+    data = image_data(cfg)
+    data.check()
+    network, _ = build_network(cfg)
+    rehearse_batch(network, cfg, data)
 
 
 def run(
@@ -126,6 +128,7 @@ def _train(this: Run, echo: Callable[[str], None]) -> dict[str, Any]:
     L.seed_everything(cfg.seed, verbose=False)
     network, report = build_network(cfg)
     counted = count_network(network, cfg, cfg.image_size)
+    rehearse_batch(network, cfg, data)
     static = {name: int(counted.total(rule)) for name, rule in STATIC.items()}
     echo(f"{identity.name} ({budget_label(cfg)}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
