@@ -105,6 +105,10 @@ KINDS = {
     "recipe.schedule": never,
     "recipe.label_smoothing": number(0, 1, open_end=True),
     "recipe.init": never,
+    "recipe.clip_grad": nullable(lambda v: number(0, 1e6)(v) and v != 0),
+    "recipe.ema": nullable(lambda v: number(0, 1, open_end=True)(v) and v != 0),
+    "recipe.mixup": number(0, 100),
+    "recipe.cutmix": number(0, 100),
     "recipe.augment.flip": flag,
     "recipe.augment.crop_padding": whole(0, 28),
     "recipe.augment": never,
@@ -179,6 +183,15 @@ def test_a_key_takes_values_of_its_kind_and_no_others(key):
             assert len(message) < 400, message
             assert all(character.isprintable() for character in message), repr(message)
         assert accepted == KINDS[key](value), f"{key}={value!r}: {message or 'accepted'}"
+
+
+def test_an_average_is_not_kept_in_16_bits():
+    for precision in ("16-true", "bf16-true"):
+        with pytest.raises(
+            ConvReproError, match=rf"recipe\.ema=0\.9 averages in steps that .*={precision} rounds away"
+        ):
+            compose_config(["recipe.ema=0.9", f"trainer.precision={precision}"])
+    assert compose_config(["recipe.ema=0.9", "trainer.precision=bf16-mixed"]).recipe.ema == 0.9
 
 
 def test_there_are_more_than_a_thousand_of_them():

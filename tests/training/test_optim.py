@@ -34,6 +34,7 @@ def network(variant: str) -> nn.Sequential:
 def classifier(layers: nn.Module, decay: float, name: str = "sgd") -> Classifier:
     optimizer = {"name": name, "lr": RATE, "momentum": 0.0, "nesterov": False, "weight_decay": decay, "args": {}}
     recipe = {"optimizer": optimizer, "schedule": {"name": "constant"}, "epochs": 1, "label_smoothing": 0.0}
+    recipe |= {"mixup": 0.0, "cutmix": 0.0}
     return Classifier(layers, recipe, num_classes=2, epochs=1, seed=0)
 
 

@@ -72,6 +72,27 @@ def test_a_run_interrupted_at_any_step_stops_there_and_continues_as_an_unbroken_
     assert science(train(STATEFUL, tmp_path)) == unbroken
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_an_average_and_mixtures_survive_an_interruption(tmp_path, monkeypatch, listening, unbroken, precision):
+    words = [*STATEFUL, "recipe.ema=0.9", "recipe.mixup=0.4", "recipe.cutmix=1", "recipe.clip_grad=1"]
+    words += [f"trainer.precision={precision}"]
+    whole = science(train(words, tmp_path / "whole"))
+    assert whole != unbroken
+    with monkeypatch.context() as patch:
+        signalled(patch, "training_step", lambda m: m.trainer.global_step == STEPS + 6, signal.SIGTERM)
+        interrupted(words, tmp_path / "broken", monkeypatch)
+    assert science(train(words, tmp_path / "broken")) == whole
+    states = []
+    for runs in ("whole", "broken"):
+        (path,) = (tmp_path / runs).rglob("last.ckpt")
+        states.append(torch.load(path, weights_only=True))
+    for key in ("state_dict", "current_model_state"):
+        assert all(torch.equal(states[0][key][name], states[1][key][name]) for name in states[0][key])
+
+    (path.parent / "result.json").unlink()
+    assert science(train(words, tmp_path / "broken")) == whole, "made again from the last checkpoint"
+
+
 @pytest.mark.parametrize(
     ("hook", "step"), [("training_step", 2 * STEPS), ("on_validation_epoch_start", STEPS), ("validation_step", STEPS)]
 )

@@ -133,7 +133,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path):
 def test_weights_carry_over_and_are_evaluated_without_training(tmp_path):
     original = train([*MNIST_FC, "recipe.epochs=2"], tmp_path)
     (checkpoint,) = tmp_path.rglob("last.ckpt")
-    again = train([*MNIST_FC, f"weights={checkpoint}", "train=false"], tmp_path / "again")
+    told: list[str] = []
+    again = train([*MNIST_FC, f"weights={checkpoint}", "train=false"], tmp_path / "again", told.append)
+    assert f"weights={checkpoint}: took 'state_dict', prefix 'network.'; loaded as they are" in told
     assert again["metrics"]["last"]["top1"] == original["metrics"]["last"]["top1"]
     converted = train([*MNIST_FC, f"weights={checkpoint}", "train=false", "conv=shift"], tmp_path / "converted")
     assert converted["static"]["multiplications"] == 0

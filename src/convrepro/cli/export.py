@@ -24,8 +24,10 @@ def _export(arguments: argparse.Namespace) -> int:
     path = Path(arguments.to)
     check_target(path)
     cfg = compose_config(arguments.overrides)
-    network, _ = build_network(cfg)
+    network, report = build_network(cfg)
     done = export(network, torch.zeros(1, cfg.data.channels, cfg.data.image_size, cfg.data.image_size), path)
+    if report.weights:
+        print(report.weights)
     print(done.fused.summary())
     if done.difference > TOLERANCE:
         print("the network rounds the inputs of layers; its output in float64 differs from that in float32 as well")

@@ -42,6 +42,16 @@ TableName = Annotated[str, _matches(r"[\w-]{1,100}/[\w-]{1,100}", "must be a tab
 RowName = Annotated[str, _matches(r"[a-z0-9_]{1,100}(\+[0-9a-f]{6,64})?", "must be a row's name, such as p4")]
 Arguments = dict[str, Any]
 
+
+def _drawable(alpha: float) -> float:
+    """A Beta distribution of a smaller alpha has no number drawn from it in float64."""
+    if 0 < alpha < 1e-6:
+        raise ValueError("must be 0, or from 1e-6 to 100")
+    return alpha
+
+
+Alpha = Annotated[FiniteFloat, Field(ge=0, le=100), AfterValidator(_drawable)]
+
 Precision = Literal[
     "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"
 ]  # fmt: skip
@@ -95,6 +105,10 @@ class Recipe(Record):
     init: Literal["torch", "fan_in", "fan_out"]
     augment: Augment
     normalize: bool
+    clip_grad: Annotated[FiniteFloat, Field(gt=0, le=1e6)] | None = None
+    ema: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
 
 
 class Budget(Record):
@@ -194,6 +208,9 @@ class RunConfig(Record):
                 self.recipe.augment.crop_padding,
                 f"must be at most the image's {self.image_size} pixels",
             )
+        if self.recipe.ema and self.trainer.precision in ("16-true", "bf16-true"):
+            rule = f"averages in steps that trainer.precision={self.trainer.precision} rounds away; take bf16-mixed"
+            raise Rule("recipe.ema", self.recipe.ema, rule)
         parts = self.trainer.processes * self.trainer.accumulate
         if self.recipe.batch_size % parts:
             devices = f"devices={self.trainer.devices_per_node} x num_nodes={self.trainer.num_nodes}"

@@ -50,6 +50,12 @@ class Normalize:
         return x.permute(0, 3, 1, 2) if channels > 1 else x.view(n, 1, height, width)
 
 
+def smallest_batch(examples: int, batch_size: int, world_size: int = 1) -> int:
+    """Returns the size of the smallest batch of an epoch of `BatchLoader`, which is the last one of each device."""
+    share = math.ceil(examples / world_size)
+    return share % batch_size or batch_size
+
+
 class BatchLoader:
     """The training batches of one device, in a new order every epoch, including the last, smaller batch.
 

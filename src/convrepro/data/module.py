@@ -141,6 +141,20 @@ class ImageData(L.LightningDataModule):
             return folder_digest(self.root)
         return None if self.verify else SETS[self.name].digest(self.root)
 
+    def train_examples(self) -> int:
+        """Returns the number of training images. It lists the files of folders, and reads no image.
+
+        Raises ConvReproError if a class folder has no images.
+        """
+        if (examples := self.examples["train"]) is not None:
+            return examples
+        if self.sample:
+            return bundled.TRAIN_EXAMPLES
+        if self.name in FOLDERS:
+            self.setup()
+            return len(self._splits["train"].labels)
+        return SETS[self.name].counts["train"]
+
     def prepare_data(self) -> None:
         """Downloads the missing files if `download` is True. Lightning calls this in one process of each node."""
         if self.download and not self.sample and self.name in SETS:

@@ -12,6 +12,7 @@ from convrepro.errors import ConvReproError
 
 SAMPLE = Path(__file__).with_name("fashion_sample.npz")  # written by make_sample.py
 NUM_CLASSES = 10
+TRAIN_EXAMPLES = 6000
 
 
 def load_sample(split: str) -> Split:

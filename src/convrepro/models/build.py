@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import convrepro.models.zoo  # noqa: F401 (registers the zoo's models with timm)
 from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
+from convrepro.models.state_dict import differences, take
 from convrepro.models.surgery import SurgeryReport, replace_convs
-from convrepro.models.weights import differences, locate, read_checkpoint, state_of, unwrapped
+from convrepro.models.weights import locate, read_checkpoint
 
 RESERVED = {
     "num_classes": "the data set determines it",
@@ -65,7 +66,8 @@ def build(
     take the reduction in `model_args` instead. `init` is the scheme for fresh layers (see `ops.init`).
 
     `weights` is a checkpoint, given as a file or a URL (see `weights.locate`, also for `weights_sha256`). It may be a
-    checkpoint of a run of this project, a plain state dict, {"state_dict": ...}, or a safetensors file. If its keys
+    checkpoint of a run of this project, a state dict, a mapping with one (see `state_dict.take`, also for prefixes of
+    keys), or a safetensors file. The report says what was taken. If its keys
     are those of the network as timm builds it, or if timm's own reader renames them to those (as it does for
     torchvision's), the checkpoint is loaded first, and the replaced layers are converted from it. Otherwise its keys
     must be those of the network with the operator in place. The operators then have the sizes that an earlier
@@ -88,14 +90,17 @@ def build(
     path = locate(weights, weights_sha256)
     content = read_checkpoint(path)
     _check_settings(weights, content.get("settings"), name, conv, model_args or {})
-    state = unwrapped(state_of(content, weights), network)
-    if broken := next((key for key, value in state.items() if not value.isfinite().all()), None):
-        raise ConvReproError(f"weights {weights} hold values that are not finite, in {broken}; a diverged training?")
+    taken = take(content, network, weights)
+    state = taken.state
     renamed = _renamed(name, state, network)
     unfit = differences(network, renamed)
     if not unfit:
         network.load_state_dict(renamed)
-        return network, swap(convert=True)
+        report = swap(convert=True)
+        how = f"converted to {conv['name']}" if report.replaced and conv["name"] != "standard" else "as they are"
+        keys = "" if renamed is state else ", keys renamed as timm does"
+        report.weights = f"weights={weights}: {taken}{keys}; loaded {how}"
+        return network, report
     report = swap(state=state)
     unfit_replaced = differences(network, state)
     if unfit_replaced:
@@ -106,6 +111,7 @@ def build(
             f"builds it nor with {conv['name']}: {', '.join(fewest[:3])}{more}"
         )
     network.load_state_dict(state)
+    report.weights = f"weights={weights}: {taken}; loaded as they are, with {conv['name']} in place"
     return network, report
 
 

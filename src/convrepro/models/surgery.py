@@ -62,12 +62,16 @@ class Swap:
 
 @dataclass
 class SurgeryReport:
-    """The result of `replace_convs`. `kept` holds the reason for each convolution that was not replaced."""
+    """The result of `replace_convs`. `kept` holds the reason for each convolution that was not replaced.
+
+    `weights` is one line about the checkpoint that the network was loaded from, set by `models.build`.
+    """
 
     operator: str
     where: str
     replaced: list[Swap] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
+    weights: str | None = None
 
     def summary(self) -> str:
         """Returns one line: how many layers were replaced, and how many were kept for each reason."""

@@ -1,4 +1,4 @@
-"""Checkpoints: finding or downloading them, checking and reading them without executing code, matching their keys."""
+"""Checkpoints: finding or downloading them, checking them, and reading them without executing code."""
 
 import hashlib
 import re
@@ -6,19 +6,19 @@ import sys
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
+from convrepro.config.strict import text_of
 from convrepro.errors import ConvReproError
 
 SCHEMES = ("http", "https", "file")
-WRAPPERS = ("network.", "module.", "_orig_mod.")
-"""Prefixes that Lightning, DataParallel and `torch.compile` add to the keys of a network."""
 
 _DIGITS = re.compile(r"[0-9a-f]{8,64}")
+_BLOCKED = re.compile(r"GLOBAL ([\w.]+)")
 _NAMED = re.compile(r"-([0-9a-f]{8,64})(\.\w+)+$")
 
 
@@ -114,55 +114,60 @@ def _check(path: Path, expected: str, remedy: str) -> None:
         raise ConvReproError(f"weights {path} have the sha256 {digest}, not {expected}; {remedy}")
 
 
-def read_checkpoint(path: str | Path) -> Mapping[str, object]:
+def read_checkpoint(path: str | Path) -> Mapping[Any, object]:
     """Returns the content of a checkpoint, on the CPU, without executing code from the file.
 
-    Raises ConvReproError if the file is missing or is not a checkpoint.
+    A safetensors file is recognised by its name or by its first bytes. Raises ConvReproError if the file is missing, is
+    damaged or not a checkpoint, is a TorchScript archive, holds objects of other types than tensors and plain values
+    (the message names the types and the remedy), or holds no mapping.
     """
     if not Path(path).is_file():
         raise ConvReproError(f"weights {path} do not exist")
     try:
-        if Path(path).suffix == ".safetensors":
+        if Path(path).suffix == ".safetensors" or _is_safetensors(Path(path)):
             content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # An unpickler can raise anything for a broken file.
+        raise ConvReproError(f"weights {path} cannot be read: {_reason(path, error)}") from error
+    if not isinstance(content, Mapping):
         raise ConvReproError(
-            f"weights {path} cannot be read: damaged, not a checkpoint, or holding more than tensors and plain values"
-        ) from error
-    return content if isinstance(content, Mapping) else {}
+            f"weights {path} hold a {type(content).__name__}, not a state dict or a mapping that contains one"
+        )
+    return content
 
 
-def state_of(content: Mapping[str, object], path: str | Path) -> dict[str, Tensor]:
-    """Returns the state dict in the content of a checkpoint: the content itself, or its entry "state_dict".
-
-    Raises ConvReproError if there is none.
-    """
-    found = content.get("state_dict", content)
-    state = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
-    if not state:
-        raise ConvReproError(f"weights {path} hold no state dict; valid: a state dict, or one under 'state_dict'")
-    return state
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file starts as safetensors does: the length of a header in 8 bytes, then the header in JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
-def unwrapped(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Returns `state` with the keys of the network, without the prefixes of wrappers such as DataParallel."""
-    own = {name for name, _ in network.named_children()}
-    wrappers = [w for w in WRAPPERS if w.rstrip(".") not in own]
-    while wrapper := next((w for w in wrappers if any(key.startswith(w) for key in state)), None):
-        state = {key.removeprefix(wrapper): value for key, value in state.items() if key.startswith(wrapper)}
-    return state
+def _reason(path: str | Path, error: Exception) -> str:
+    """Why a file cannot be read, and what to do where it is not damaged."""
+    if "TorchScript" in str(error):
+        return (
+            "it is a TorchScript archive, not a state dict; if you trust it, save its weights alone: "
+            f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth')"
+        )
+    blocked = _blocked_types(path, error)
+    if not blocked:
+        return "damaged, or not a checkpoint"
+    shown = ", ".join(text_of(name) for name in blocked[:3]) + (f" and {len(blocked) - 3} more" * (len(blocked) > 3))
+    whole = any(name.startswith("torch.nn.modules.") for name in blocked)
+    weights = "content.state_dict()" if whole else "content['state_dict']"
+    return (
+        f"it holds {'a whole network, with' if whole else 'more than tensors and plain values:'} objects of the types "
+        f"{shown}, which loading would execute; if you trust the file, save its weights alone: content = "
+        f"torch.load({str(path)!r}, weights_only=False); torch.save({weights}, 'weights.pth')"
+        + ("" if whole else ", where 'state_dict' is the entry that holds the weights")
+    )
 
 
-def differences(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Returns the reasons why the network cannot load `state`, one phrase for each key; it is empty if it can.
-
-    The number of batches that a batch norm has seen may be missing, as in checkpoints from before torch 0.4.1, because
-    `load_state_dict` adds it.
-    """
-    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    missing = [f"it lacks {k}" for k in own if k not in state and not k.endswith(".num_batches_tracked")]
-    unknown = [f"{key} is unknown" for key in state if key not in own]
-    shapes = {key: tuple(state[key].shape) for key in own if key in state}
-    changed = [f"{key} is {shape}, not {own[key]}" for key, shape in shapes.items() if shape != own[key]]
-    return missing + unknown + changed
+def _blocked_types(path: str | Path, error: Exception) -> list[str]:
+    """The types in a checkpoint that are not loaded, because creating an object of theirs may execute any code."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # It reads no other format than torch's newest, and nothing that is damaged.
+        names = []
+    return sorted(names) or _BLOCKED.findall(str(error))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from convrepro.training.mixing import Mixing
 from convrepro.training.optim import build_optimizer, build_schedule, step_schedule
 
 #: Distance between the seeds of two runs. It exceeds the steps of any run, so that no two runs share a random stream.
@@ -42,8 +43,8 @@ def _decays_by_loss(module: nn.Module) -> TypeGuard[DecayingOperator]:
 class Classifier(L.LightningModule):
     """Trains `network`, which maps (B, C, H, W) images to (B, num_classes) logits, by cross-entropy.
 
-    The randomness of a step (dropout, stochastic rounding) is a function of seed and step alone, so that a run that is
-    resumed at any step continues exactly as an uninterrupted one.
+    The randomness of a step (dropout, stochastic rounding, mixup) is a function of seed and step alone, so that a run
+    that is resumed at any step continues exactly as an uninterrupted one.
 
     `history` holds a dict for each epoch. A checkpoint contains it, and the `settings` with which alone the checkpoint
     may be resumed: network, operator with its knobs, overrides.
@@ -74,6 +75,8 @@ class Classifier(L.LightningModule):
         self._after_step = [m.after_optimizer_step for m in network.modules() if _settles(m)]
         self._decay = recipe["optimizer"]["weight_decay"]
         self._penalised = [m for m in network.modules() if _decays_by_loss(m)] if self._decay else []
+        alphas = recipe["mixup"], recipe["cutmix"]
+        self._mixing = Mixing(*alphas, num_classes) if any(alphas) else None
         self._sums: dict[str, list[Tensor | float]] = {"train": [0.0, 0], "val": [0.0, 0]}
         self._started = time.monotonic()
 
@@ -113,7 +116,10 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe["label_smoothing"])
+        targets = labels
+        if self._mixing:
+            images, targets = self._mixing.mix(images, labels, self.seed, self.trainer.fit_loop.total_batch_idx)
+        loss = F.cross_entropy(self(images), targets, label_smoothing=self.recipe["label_smoothing"])
         self._add("train", loss, len(labels))
         for operator in self._penalised:
             loss = loss + self._decay * operator.weight_penalty()

@@ -39,12 +39,13 @@ from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
 from convrepro.tables import Table, find_table
 from convrepro.tracking.logger import RunLogger, build_logger
+from convrepro.training.averaging import AveragedWeights
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
 from convrepro.training.identity import budget_label, identity_of, protocol_of
 from convrepro.training.module import Classifier
 from convrepro.training.progress import EpochLog, Progress, bar
-from convrepro.training.rehearsal import rehearse
+from convrepro.training.rehearsal import rehearse, rehearse_batch
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = (
@@ -69,13 +70,15 @@ class Run:
 
 
 def check(cfg: RunConfig) -> None:
-    """Find the data, and build network, optimizer and schedule of `cfg`, training nothing.
+    """Find the data, build network, optimizer and schedule of `cfg`, and try its smallest batch, training nothing.
 
     Raises ConvReproError for what would fail.
     """
     rehearse(cfg)
-    image_data(cfg).check()
-    build_network(cfg)
+    data = image_data(cfg)
+    data.check()
+    network, _ = build_network(cfg)
+    rehearse_batch(network, cfg, data)
 
 
 def run(
@@ -126,9 +129,12 @@ def _train(this: Run, echo: Callable[[str], None]) -> Result:
     L.seed_everything(cfg.seed, verbose=False)
     network, report = build_network(cfg)
     counted = count_network(network, cfg, cfg.image_size)
+    rehearse_batch(network, cfg, data)
     static = {name: int(counted.total(rule)) for name, rule in STATIC.items()}
     echo(f"{identity.name} ({budget_label(cfg)}): {report.summary()}")
     echo(f"{counted.headline()}; folder {folder}")
+    if report.weights:
+        echo(report.weights)
     progress = Progress(folder, cfg.epochs, echo)
     module, trainer, logger = assemble(this, network, static, progress)
     environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
@@ -202,9 +208,11 @@ def assemble(
         "precision": cfg.trainer.precision,
         "deterministic": cfg.trainer.deterministic,
         "accumulate_grad_batches": cfg.trainer.accumulate,
+        "gradient_clip_val": cfg.recipe.clip_grad,
         "max_epochs": epochs,
         "logger": False,
         "callbacks": [
+            *([AveragedWeights(cfg.recipe.ema)] if cfg.train and cfg.recipe.ema else []),
             *([EpochLog(logger.catch_up)] if logger else []),
             Checkpoints(folder, cfg.trainer.checkpoint_steps, files),
             progress,
@@ -218,9 +226,11 @@ def assemble(
     }
     try:
         with _quiet():
-            return module, L.Trainer(plugins=[files, *_cluster(cfg.trainer.processes)], **arguments), logger
+            trainer = L.Trainer(plugins=[files, *_cluster(cfg.trainer.processes)], **arguments)
     except (MisconfigurationException, ValueError) as error:
         raise ConvReproError(f"trainer={cfg.trainer.model_dump()} does not fit this machine: {error}") from error
+    trainer.precision_plugin.convert_module(module)  # Lightning does it after a checkpoint is loaded, which rounds that
+    return module, trainer, logger
 
 
 def _cluster(processes: int) -> list[ClusterEnvironment]:
