@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support import command
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -23,8 +25,7 @@ def installed(tmp_path_factory):
 
 def convrepro(installed: Path, folder: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(installed), "WANDB_MODE": "offline"}
-    command = [sys.executable, "-m", "convrepro.cli", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = command.convrepro(*words, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -32,7 +32,7 @@ KNOBS += ["recipe.batch_size=32", "recipe.optimizer.weight_decay=0.001"]
 
 
 def row(name: str, overrides: str, more: str = "") -> str:
-    words = [f"budget.epochs={EPOCHS}", "budget.train_examples=2048", *overrides.split()]
+    words = [f"budget.epochs={EPOCHS}", "budget.train_examples=1024", *overrides.split()]
     return f"  - {{id: {name}, label: {name}, overrides: [{', '.join(words)}], published: {{}}{more}}}\n"
 
 

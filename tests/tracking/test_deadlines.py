@@ -1,7 +1,7 @@
 """With a W&B server that gives no answer, or a background service of W&B that is busy, every verb ends in its time.
 
 The bounds are measured from the first contact with the server, so that they do not depend on how fast a machine starts
-a process; two processes keep the machine busy meanwhile.
+a process; two processes keep the machine busy beside those that ask a server.
 """
 
 import os
@@ -46,12 +46,6 @@ def stop():
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def load() -> Iterator[None]:
-    with busy_machine():
-        yield
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
     with served(monkeypatch, tmp_path) as server:
@@ -75,7 +69,7 @@ def test_verbs_that_ask_a_server_end_in_its_time_with_one_sentence(tmp_path):
     verbs = [(["dashboard", *table], kind) for kind in KINDS]
     verbs += [(["sync", *table], kind) for kind in ("accepts", "drips")]
     verbs += [(["dashboard", *table, "--from-results"], "accepts")]
-    with ExitStack() as stack:
+    with busy_machine(), ExitStack() as stack:
         started = [
             Watched(words, stack.enter_context(SilentServer(kind)), tmp_path, WANDB_MODE="online")
             for words, kind in verbs
