@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convrepro.cli.selection import add_selection, selected
+from convrepro.cli.selection import add_selection, runs_of, selected
 from convrepro.runs import interruption
 
 if TYPE_CHECKING:
@@ -154,10 +154,9 @@ def _gather(arguments: argparse.Namespace) -> int:
 
 def _runs(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
     """The absolute path of the folder with the run folders, and the overrides without `runs=`."""
-    from convrepro.config.compose import compose_config
+    from convrepro.config.overrides import without
 
-    runs = Path(compose_config(arguments.overrides).runs).resolve()
-    return runs, [o for o in arguments.overrides if not o.startswith("runs=")]
+    return runs_of(arguments.overrides).resolve(), without(arguments.overrides, "runs")
 
 
 def _as_submitted(arguments: argparse.Namespace) -> "tuple[Path, list[Submission], list[Job]]":

@@ -28,15 +28,22 @@ def selected(arguments: argparse.Namespace, runs: Path | None = None) -> "tuple[
     The run folders are in `runs`, by default where the configuration says. Raises ConvReproError for a table, row,
     budget or override that does not exist.
     """
-    from convrepro.config.compose import compose_config
     from convrepro.runs.plan import plan
     from convrepro.tables import load_table
 
     table = load_table(arguments.table)
-    runs = runs or Path(compose_config(arguments.overrides).runs)
+    runs = runs or runs_of(arguments.overrides)
     seeds = _integers("--seeds", arguments.seeds) or table.seeds
     rows = comma_separated(arguments.rows)
     return table, plan(table, budget=arguments.budget, rows=rows, seeds=seeds, extra=arguments.overrides, runs=runs)
+
+
+def runs_of(overrides: Sequence[str]) -> Path:
+    """The folder with the run folders by these overrides for a table's rows: others may fit the rows alone."""
+    from convrepro.config.compose import compose_config
+    from convrepro.config.overrides import key_of
+
+    return Path(compose_config([text for text in overrides if key_of(text) in ("runs", "data_root")]).runs)
 
 
 def add_runs_folder(verb: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Tries what a configuration asks of optimizer and schedule on one small parameter, before any data is read."""
+"""Tries what a configuration asks for before any data is read: names and knobs, optimizer and schedule."""
 
 import math
 import warnings
@@ -8,6 +8,7 @@ from torch import nn
 
 from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
+from convrepro.models.build import check_names
 from convrepro.training.optim import build_optimizer, build_schedule, step_schedule
 
 #: Epochs of which the learning rates are tried one by one; the schedule of a longer run is tried to here.
@@ -15,12 +16,14 @@ LONGEST = 2000
 
 
 def rehearse(cfg: RunConfig) -> None:
-    """Build the optimizer and the schedule of a run, take a step with one and all epochs of the other.
+    """Look up the model, the operator and its knobs, build the optimizer and the schedule of a run, take a step with
+    one and all epochs of the other.
 
-    Raises ConvReproError for a name or argument that does not exist, for an optimizer or schedule that wants what a run
-    does not give it (a closure, second derivatives, a metric, a function), and for a learning rate that is not a number
-    of at least 0.
+    Raises ConvReproError as `models.build.check_names` does, for a name or argument that does not exist, for an
+    optimizer or schedule that wants what a run does not give it (a closure, second derivatives, a metric, a function),
+    and for a learning rate that is not a number of at least 0.
     """
+    check_names(cfg.model, cfg.conv.name, cfg.conv.where, cfg.conv.knobs)
     parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
     recipe = cfg.recipe.model_dump()
     optimizer = build_optimizer(parameters, recipe)
