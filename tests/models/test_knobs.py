@@ -3,6 +3,7 @@
 import pytest
 from torch import nn
 
+import convrepro.training.runner  # noqa: F401 (what it imports starts a process)
 from convrepro.cli.main import main
 from convrepro.errors import ConvReproError
 from convrepro.models.knobs import check_knobs

@@ -77,7 +77,7 @@ def test_attempts_at_a_requeued_run_merge_in_order_and_are_not_sent_twice(server
     assert epochs(run) == [0, 1, 2, 3, 4]
     assert (run.name, run.group, run.job_type, run.state) == (IDENTITY.name, TABLE, "train", "finished")
     assert (run.summary["best/top1"], run.summary["best/epoch"], run.summary["last/top1"]) == (90.0, 1, 64.0)
-    assert (run.values["conv_name"], run.values["row"], "shift" in run.tags) == ("shift", "fc_q", True)
+    assert (run.values["conv_name"], run.values["row"], "shift" in run.tags) == ("shift", IDENTITY.row, True)
     assert send(tmp_path).skipped == {NAME: "is there, as far as it went"}
     write_json(folder / FILE, result(5))
     assert send(tmp_path).skipped == {NAME: "is there"}

@@ -53,6 +53,7 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     except (HydraException, OmegaConfBaseException) as error:
         with _hydra():
             raise ConvReproError(_explain(overrides, error)) from error
+    refuse_secrets(tree)
     if where := _target(tree):
         raise ConvReproError(f"{where} asks for a Python object; a configuration holds numbers, texts and names only")
     validated(RunConfig, tree)
