@@ -78,7 +78,7 @@ def load_site(flags: Sequence[str], environment: Mapping[str, str] = os.environ)
     secret.
     """
     named = environment.get(f"{PREFIX}SITE")
-    path = FILE if named is None else Path(named)
+    path = FILE if named is None else Path(os.path.expanduser(named))
     content = _read(path) if (path.exists() if named is None else named) else {}
     merged = {name: _value(value) for name, value in content.get("sbatch", {}).items()}
     variables = {k.removeprefix(PREFIX): v for k, v in environment.items() if k.startswith(PREFIX)}

@@ -1,8 +1,7 @@
 """The knobs of the operators as typed data: what a knob may be is what the operator's signature says."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, create_model
@@ -30,10 +29,8 @@ def check_knobs(name: str, operator: type[nn.Module], given: Mapping[str, Any]) 
         raise ConvReproError(f"{error}; knobs of {name}: {valid}") from None
 
 
-@cache
-def _typed(operator: Callable[..., nn.Module]) -> type[Record]:
+def _typed(operator: type[nn.Module]) -> type[Record]:
     """The type of {"conv": knobs}, so that a message names a knob as a user types it. Untyped knobs take anything."""
-    assert isinstance(operator, type)
     hints = get_type_hints(operator.__init__, include_extras=True)
     fields: dict[str, Any] = {
         knob: (hints.get(knob, Any), ... if default is inspect.Parameter.empty else default)
