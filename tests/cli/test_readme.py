@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from convrepro.cli.main import parse
+from convrepro.cli.command import parse
 from convrepro.config.compose import compose_config
 from convrepro.models.build import build_network
 from convrepro.tables import load_table

@@ -4,8 +4,14 @@ import copy
 import math
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import given as generated
+from hypothesis import strategies as st
 
+import convrepro.training.runner  # noqa: F401 (what it imports starts a process)
+from convrepro.cli.main import main
 from convrepro.config.compose import compose_config
+from convrepro.config.overrides import quoted
 from convrepro.config.schema import RunConfig
 from convrepro.config.strict import validated
 from convrepro.errors import ConvReproError
@@ -196,3 +202,86 @@ def test_an_average_is_not_kept_in_16_bits():
 
 def test_there_are_more_than_a_thousand_of_them():
     assert sum(not KINDS[key](value) for key in KINDS for value in VALUES) > 1500
+
+
+#: How often a verb is tried: those that compose a configuration once more often than those that plan a table.
+VERBS = (*("train", "count", "train --cfg", "export") * 4, "train -m", "run", "run --dry-run")
+VERBS += ("submit", "submit --dry-run")
+#: Bad values that reach the command line here; those of `test_secrets` and `test_knobs` do, too.
+ENOUGH = 650
+LETTERS = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=12)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(10**25), 10**25), st.floats(width=32), LETTERS)
+ANY = st.one_of(
+    SCALARS,
+    LETTERS.map(lambda text: text * 30),
+    st.lists(st.one_of(st.integers(-5, 5), LETTERS), max_size=3),
+    st.dictionaries(st.sampled_from(["a", "name", "lr"]), st.integers(-5, 5), max_size=2),
+    st.sampled_from([value for value in VALUES if value != "a\tb"]),
+)
+
+
+def word(value: Value) -> str:
+    """A value in Hydra's grammar."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        text = quoted(value)
+        return text if text.startswith("'") else f"'{text}'"
+    if isinstance(value, list):
+        return f"[{','.join(map(word, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {word(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+def forbidden(key: str, value: Value) -> bool:
+    try:
+        validated(RunConfig, given(key, value))
+    except ConvReproError:
+        return True
+    return False
+
+
+def merged(key: str, value: Value) -> bool:
+    """Whether Hydra adds the value to what the key holds already, instead of putting it in its place."""
+    return isinstance(value, dict) and key in ("recipe.optimizer", "recipe.schedule", "recipe.augment")
+
+
+def command(verb: str, override: str, folder) -> list[str]:
+    first, *options = verb.split()
+    table = ["deepshift/mnist_v5", "--rows", "fc_q", "data=fashion_sample"] if first in ("run", "submit") else []
+    words = [first, *options, *table, override, *([] if override.startswith("runs=") else [f"runs={folder}"])]
+    return [*words, "--to", f"{folder}/net.onnx"] if first == "export" else words
+
+
+def test_no_verb_takes_a_value_that_the_schema_forbids(tmp_path, capsys, monkeypatch):
+    """Each answer has at most 3 lines, and comes before a network is built, an image is read or a file is written."""
+    monkeypatch.setattr("convrepro.models.build._create", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr("convrepro.cluster.slurm.queue", lambda: [])
+    monkeypatch.setattr("convrepro.cluster.slurm.max_array_size", lambda: 1001)
+    monkeypatch.setenv("CONVREPRO_SLURM_SITE", "")
+    monkeypatch.chdir(tmp_path)
+    tried: dict[str, int] = {}
+    bad = st.tuples(st.sampled_from(sorted(KINDS)), ANY).filter(lambda pair: forbidden(*pair) and not merged(*pair))
+
+    @settings(
+        max_examples=ENOUGH, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @generated(bad, st.sampled_from(VERBS))
+    def one(pair, verb):
+        override = f"{pair[0]}={word(pair[1])}"
+        with pytest.raises(SystemExit) as stop:
+            main(command(verb, override, tmp_path))
+        said = capsys.readouterr()
+        answer = said.out + said.err
+        assert stop.value.code == 2, (verb, override, answer)
+        assert "Traceback" not in answer, (verb, override, answer)
+        assert len(answer.splitlines()) <= 3, (verb, override, answer)
+        assert len(answer) < 1500, (verb, override, answer)
+        tried[pair[0]] = tried.get(pair[0], 0) + 1
+
+    one()
+    assert sum(tried.values()) >= ENOUGH
+    assert tried.keys() == KINDS.keys()
+    assert not list(tmp_path.iterdir())

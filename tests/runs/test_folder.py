@@ -16,9 +16,10 @@ from convrepro.training.module import Classifier
 from support.patience import wait
 from support.results import result
 from support.small_runs import EPOCHS, STATEFUL, STEPS, before_hook, before_step, ended, science, start, train
+from support.variants import identity, named
 
 #: Names the run's folder before it is there.
-NAMED = [*STATEFUL, "table=a/table", "row=row"]
+NAMED = named(STATEFUL)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def unbroken(tmp_path_factory):
 
 
 def folder(runs: Path) -> Path:
-    return runs / "a" / "table" / "row" / "paper-seed0"
+    return identity(STATEFUL).folder(runs)
 
 
 def waits_for(path: Path) -> str:

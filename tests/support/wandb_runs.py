@@ -15,19 +15,18 @@ import pytest
 import wandb
 
 from convrepro.config.compose import compose_config
-from convrepro.runs.identity import Identity
 from convrepro.runs.summary import summary
 from convrepro.tables import load_table
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.tracking.offline import fragments
 from convrepro.training.run import run
+from support.variants import TABLE, identity, named
 from support.wandb_server import WandbServer
 
-TABLE = "deepshift/mnist_v5"
-IDENTITY = Identity(TABLE, "fc_q", 0, "paper")
 ROW = ["model=deepshift_mnist_fc", "recipe=deepshift_mnist_v5", "recipe.epochs=3", "trainer=cpu"]
-ROW += [f"table={TABLE}", "row=fc_q", "budget.train_examples=256", "budget.test_examples=100"]
-SHIFT = [*ROW, "conv=shift"]
+ROW += ["budget.train_examples=256", "budget.test_examples=100"]
+SHIFT = named([*ROW, "conv=shift"])
+IDENTITY = identity(SHIFT)
 STATIC = {"macs": 668672, "params": 669706, "multiplications": 0, "shifts": 668672, "weight_bits": 3343360}
 SECRETS = {"SLURM_JWT": "a-token-of-the-cluster", "OTHER_API_KEY": "a-key-of-something-else"}
 #: Seconds that a test waits for what takes a moment on a quiet machine.
@@ -42,13 +41,13 @@ def silent(line: str) -> None:
 
 def train(words: list[str], runs: Path, echo: Callable[[str], None] = silent, row: list[str] = SHIFT) -> dict[str, Any]:
     """Train in this process."""
-    overrides = [*row, *words, f"runs={runs}"]
+    overrides = named([*row, *words, f"runs={runs}"])
     return run(compose_config(overrides), overrides, echo=echo)
 
 
 def start(words: list[str], runs: Path) -> subprocess.Popen:
     """Train by the command line."""
-    command = [sys.executable, "-m", "convrepro.cli", "train", *SHIFT, *words, f"runs={runs}"]
+    command = [sys.executable, "-m", "convrepro.cli", "train", *named([*SHIFT, *words, f"runs={runs}"])]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -87,7 +86,7 @@ def composed() -> dict[str, Any]:
 def result(epochs: int, **changed: Any) -> dict[str, Any]:
     """A finished run's record."""
     lines = history(epochs)
-    found = {"table": TABLE, "row": "fc_q", "seed": 0, "budget": "paper", "schema": 1, "status": "done"}
+    found = {"table": TABLE, "row": IDENTITY.row, "seed": 0, "budget": "paper", "schema": 1, "status": "done"}
     found |= {"config": composed(), "overrides": [], "static": STATIC}
     pick = {"epoch": "epoch", "val/top1": "top1", "val/top5": "top5", "val/loss": "loss"}
     best = max(lines, key=lambda line: line["val/top1"])

@@ -24,6 +24,7 @@ from convrepro.tracking.service import CORE, GRACE, Unanswered, answering, close
 from convrepro.tracking.sync import Server, sync
 from support import small_table
 from support.silent_server import DEADLINE, KINDS, SilentServer, Watched, busy_machine
+from support.variants import identity, named
 from support.wandb_runs import IDENTITY, PATIENT, SHIFT, TABLE, client, composed, served, train
 from support.wandb_server import WandbServer
 
@@ -84,11 +85,11 @@ def test_verbs_that_ask_a_server_end_in_its_time_with_one_sentence(tmp_path):
 
 def manifest(folder: Path) -> Path:
     """A manifest of one small run in `folder`."""
-    identity = Identity(TABLE, "fc_q", 7, "paper")
-    words = [*SHIFT, *SMALL, "seed=7", f"logger.timeout={LONGER}", f"runs={folder}"]
-    place = str(identity.folder(folder))
+    words = named([*SHIFT, *SMALL, "seed=7", f"logger.timeout={LONGER}", f"runs={folder}"])
+    who = identity(words)
+    place = str(who.folder(folder))
     entry = Entry(
-        index=0, table=TABLE, row="fc_q", seed=7, budget="paper", overrides=tuple(words), run_id=identity.run_id,
+        index=0, table=TABLE, row=who.row, seed=7, budget="paper", overrides=tuple(words), run_id=who.run_id,
         folder=place, source=None, commit=None, dirty=None,
     )  # fmt: skip
     path = folder / "manifest.jsonl"
@@ -100,8 +101,8 @@ def test_verbs_that_train_record_offline_and_end_in_time(tmp_path):
     tables = small_table.write(tmp_path / "tables", LAB, "lab/tiny")
     ours = [*SMALL, f"logger.timeout={LONGER}", "logger.mode=online", f"runs={tmp_path}"]
     verbs = {
-        "train": (["train", *SHIFT, *ours], "accepts"),
-        "sweep": (["train", "-m", *SHIFT, *ours, "seed=3"], "drips"),
+        "train": (["train", *named([*SHIFT, *ours])], "accepts"),
+        "sweep": (["train", "-m", *named([*SHIFT, *ours, "seed=3"])], "drips"),
         "run": (["run", "lab/tiny", *ours], "accepts"),
         "task": (["task", str(manifest(tmp_path)), "0"], "drips"),
     }
@@ -205,9 +206,9 @@ service.GRACE = 2
 
 def test_a_server_that_falls_silent_ends_a_sync_and_the_next_one_sends_everything(server, tmp_path, monkeypatch):
     client("offline")
-    runs = [Identity(TABLE, "fc_q", seed, "paper") for seed in (0, 1)]
-    for identity in runs:
-        train([f"seed={identity.seed}"], tmp_path)
+    runs = [Identity(TABLE, IDENTITY.row, seed, "paper") for seed in (0, 1)]
+    for run in runs:
+        train([f"seed={run.seed}"], tmp_path)
     silent: list[float] = []
 
     def send(self: Server, one: Fragment, then=Server.send) -> None:
@@ -228,8 +229,8 @@ def test_a_server_that_falls_silent_ends_a_sync_and_the_next_one_sends_everythin
     server.recovers()
     outcome = sync(TABLE, tmp_path, PATIENTLY, print)
     assert not outcome.failed
-    for identity in runs:
-        assert server.run(identity.run_id).series("epoch") == [0, 1, 2]
+    for run in runs:
+        assert server.run(run.run_id).series("epoch") == [0, 1, 2]
 
 
 def test_a_service_is_killed_only_where_it_does_not_end_in_time(server, monkeypatch):

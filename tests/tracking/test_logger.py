@@ -16,6 +16,7 @@ from convrepro.tables import load_table
 from convrepro.tracking.logger import LOGGED, offline_without_key, without_secrets
 from convrepro.tracking.offline import fragments
 from convrepro.tracking.sync import sync
+from support.variants import identity
 from support.wandb_runs import IDENTITY, PATIENT, ROW, SHIFT, TABLE, attempt, client, composed, served, train
 from support.wandb_server import RunRecord, WandbServer
 
@@ -52,14 +53,18 @@ def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
     (run,) = server.runs.values()
     commit = result["environment"]["commit"]
     assert (run.id, run.project, run.entity) == (IDENTITY.run_id, "convrepro", "tester")
-    assert (run.name, run.group, run.job_type) == (f"{TABLE}/fc_q/0", TABLE, "train")
+    assert (run.name, run.group, run.job_type) == (IDENTITY.name, TABLE, "train")
     assert run.tags == ["deepshift_mnist_fc", "shift", "fashion-sample", "paper", *([commit[:8]] if commit else [])]
     assert (run.state, run.exit_code, run.was_preempting) == ("finished", 0, False)
 
     tree = compose_config([*SHIFT, *words, f"runs={tmp_path / 'runs'}"]).model_dump()
     scalars = {"conv_name": "shift", "data_name": "fashion-sample", "budget_name": "paper", "commit": commit}
     assert run.values == full({**tree, **scalars, "dirty": result["environment"]["dirty"]})
-    assert {key: run.values[key] for key in ("table", "row", "seed")} == {"table": TABLE, "row": "fc_q", "seed": 0}
+    assert {key: run.values[key] for key in ("table", "row", "seed")} == {
+        "table": TABLE,
+        "row": IDENTITY.row,
+        "seed": 0,
+    }
 
     assert rows(run) == told(result)
     assert [row["_step"] for row in run.history()] == [0, 1, 2]
@@ -94,7 +99,7 @@ def test_checkpoints_are_artifacts_when_asked_and_evaluations_are_told_apart(ser
 def test_a_run_that_fails_is_failed_there_too(server, tmp_path):
     with pytest.raises(ConvReproError, match="diverged"):
         train(["recipe.optimizer.lr=1000"], tmp_path, row=ROW)
-    run = server.run(IDENTITY.run_id)
+    run = server.run(identity([*ROW, "recipe.optimizer.lr=1000"]).run_id)
     assert (run.state, run.exit_code) == ("failed", 1)
     assert run.summary["static/macs"] == 668672
     assert run.summary["published/top1"] == 97.03

@@ -19,9 +19,11 @@ from convrepro.runs.summary import summary
 from convrepro.tables import load_table
 from convrepro.tracking.offline import Fragment, fragments
 from convrepro.tracking.sync import Synced, There, missing, sync
+from support.variants import identity
 from support.wandb_runs import (
     IDENTITY,
     PATIENT,
+    SHIFT,
     TABLE,
     attempt,
     client,
@@ -77,7 +79,7 @@ def test_attempts_at_a_requeued_run_merge_in_order_and_are_not_sent_twice(server
     assert epochs(run) == [0, 1, 2, 3, 4]
     assert (run.name, run.group, run.job_type, run.state) == (IDENTITY.name, TABLE, "train", "finished")
     assert (run.summary["best/top1"], run.summary["best/epoch"], run.summary["last/top1"]) == (90.0, 1, 64.0)
-    assert (run.values["conv_name"], run.values["row"], "shift" in run.tags) == ("shift", "fc_q", True)
+    assert (run.values["conv_name"], run.values["row"], "shift" in run.tags) == ("shift", IDENTITY.row, True)
     assert send(tmp_path).skipped == {NAME: "is there, as far as it went"}
     write_json(folder / FILE, result(5))
     assert send(tmp_path).skipped == {NAME: "is there"}
@@ -211,12 +213,14 @@ def written(checkpoint: Path) -> int:
         return 0
 
 
-def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, folder, tmp_path):
+def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, tmp_path):
     """Nothing that was sent changes, nothing is sent twice, and an attempt that is killed leaves no hole."""
     words = ["recipe.epochs=4", "recipe.batch_size=16", "budget.train_examples=1000"]
+    who = identity([*SHIFT, *words])
+    folder = who.folder(tmp_path)
     checkpoint = folder / "last.ckpt"
     end(start(words, tmp_path), checkpoint.exists, signal.SIGUSR1)
-    run = server.run(IDENTITY.run_id)
+    run = server.run(who.run_id)
     assert (run.state, run.exit_code, run.was_preempting) == ("preempted", 128 + signal.SIGUSR1, True)
     assert run.series("epoch") == list(range(len(run.history()))) != []
     assert run.summary["best/top1"] == max(run.series("val/top1"))
@@ -234,9 +238,11 @@ def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, folde
     assert run.summary["best/top1"] == max(run.series("val/top1"))
 
 
-def test_a_run_killed_offline_is_whole_after_the_next_attempt_and_a_sync(server, folder, tmp_path):
+def test_a_run_killed_offline_is_whole_after_the_next_attempt_and_a_sync(server, tmp_path):
     client("offline")
     words = ["recipe.epochs=3", "recipe.batch_size=16", "budget.train_examples=1000"]
+    who = identity([*SHIFT, *words])
+    folder = who.folder(tmp_path)
     end(start(words, tmp_path), (folder / "last.ckpt").exists, signal.SIGKILL)
     finished = train(words, tmp_path)
     assert len(fragments(folder)) == 2
@@ -249,7 +255,7 @@ def test_a_run_killed_offline_is_whole_after_the_next_attempt_and_a_sync(server,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1 sent, 0 skipped, 0 failed"
-    run = server.run(IDENTITY.run_id)
+    run = server.run(who.run_id)
     assert run.series("epoch") == [0, 1, 2]
     assert run.series("val/loss") == [line["val/loss"] for line in finished["history"]]
     assert run.state == "finished"

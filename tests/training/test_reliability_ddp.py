@@ -7,11 +7,13 @@ import torch
 
 from convrepro.runs.folder import state
 from support.small_runs import STATEFUL, before_hook, ended, science, start
+from support.variants import identity, named
 
 #: 2 epochs of 16 steps; processes that share a core exchange gradients slowly.
 PAIR = [word for word in STATEFUL if not word.startswith(("recipe.epochs", "recipe.batch_size", "budget"))]
 PAIR += ["recipe.epochs=2", "recipe.batch_size=2", "budget.train_examples=32", "budget.test_examples=20"]
-PAIR += ["trainer.devices=2", "trainer.strategy=ddp", "table=a/table", "row=row"]
+PAIR += ["trainer.devices=2", "trainer.strategy=ddp"]
+PAIR = named(PAIR)
 RANK = "os.environ.get('LOCAL_RANK', '0')"
 NAN = f"""
 import os
@@ -24,7 +26,7 @@ Classifier.training_step = training_step
 
 
 def folder(runs):
-    return runs / "a" / "table" / "row" / "paper-seed0"
+    return identity(PAIR).folder(runs)
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_continue_as_if_unbroken(tmp_path):

@@ -3,10 +3,11 @@
 import argparse
 from collections.abc import Sequence
 from contextlib import suppress
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convrepro.cli.selection import add_selection, selected
+from convrepro.cli.selection import add_selection, runs_of, seconds, selected, whole
 from convrepro.runs import interruption
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("status", help=f"show the state of each run of a table; {AS_SUBMITTED}")
     add_selection(verb)
     verb.add_argument("--once", action="store_true", help="print once, as without a terminal, and do not watch")
-    verb.add_argument("--watch", type=float, default=5, metavar="SECONDS", help="seconds between updates (default: 5)")
+    verb.add_argument(
+        "--watch", type=seconds, default=5, metavar="SECONDS", help="seconds between updates (default: 5)"
+    )
     verb.set_defaults(execute=_status, budget="")
 
     verb = verbs.add_parser("resubmit", help=f"queue the missing and the failed runs again; {AS_SUBMITTED}")
@@ -43,14 +46,14 @@ def add(verbs: Any) -> None:
     verb.set_defaults(execute=_cancel)
 
     verb = verbs.add_parser("task", help="(for job scripts) execute one run of a manifest")
-    verb.add_argument("manifest", type=Path)
-    verb.add_argument("index", type=int)
+    verb.add_argument("manifest", type=lambda text: Path(expanduser(text)))
+    verb.add_argument("index", type=whole)
     ended = "the run ended with this exit code: queue it again where another attempt may succeed"
-    verb.add_argument("--ended", type=int, metavar="CODE", help=ended)
+    verb.add_argument("--ended", type=whole, metavar="CODE", help=ended)
     verb.set_defaults(execute=_task)
 
     verb = verbs.add_parser("gather", help="(for job scripts) print a manifest's results, and collect the evidence")
-    verb.add_argument("manifest", type=Path)
+    verb.add_argument("manifest", type=lambda text: Path(expanduser(text)))
     verb.set_defaults(execute=_gather)
 
 
@@ -154,10 +157,9 @@ def _gather(arguments: argparse.Namespace) -> int:
 
 def _runs(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
     """The absolute path of the folder with the run folders, and the overrides without `runs=`."""
-    from convrepro.config.compose import compose_config
+    from convrepro.config.overrides import without
 
-    runs = Path(compose_config(arguments.overrides).runs).resolve()
-    return runs, [o for o in arguments.overrides if not o.startswith("runs=")]
+    return runs_of(arguments.overrides).resolve(), without(arguments.overrides, "runs")
 
 
 def _as_submitted(arguments: argparse.Namespace) -> "tuple[Path, list[Submission], list[Job]]":

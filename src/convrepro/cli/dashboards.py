@@ -3,10 +3,12 @@
 import argparse
 import os
 import sys
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convrepro.cli.progress import status_line
+from convrepro.cli.selection import add_runs_folder, tables_of_papers
 from convrepro.errors import ConvReproError
 
 if TYPE_CHECKING:
@@ -21,22 +23,22 @@ def add(verbs: Any) -> None:
     verb.add_argument("what", help="a table such as hetconv/table1, or a paper such as hetconv")
     verb.add_argument("overrides", nargs="*", help="where to, such as logger.project=mine logger.entity=team")
     verb.add_argument("--budget", default="paper", help="the runs of this budget: paper, proxy or smoke")
-    verb.add_argument("--json", default="", help="write it to this file, without a server")
+    verb.add_argument("--json", type=expanduser, default="", help="write it to this file, without a server")
     verb.add_argument("--from-results", action="store_true", help="write the runs too, from result.json and evidence")
-    verb.add_argument("--runs", default=os.environ.get("CONVREPRO_RUNS", "runs"), help="where the run folders are")
+    add_runs_folder(verb)
     verb.set_defaults(execute=_dashboard)
 
     verb = verbs.add_parser("sync", help="send a table's offline runs to W&B, and nothing twice")
     verb.add_argument("table")
     verb.add_argument("overrides", nargs="*", help="where to, such as logger.project=mine logger.entity=team")
-    verb.add_argument("--runs", default=os.environ.get("CONVREPRO_RUNS", "runs"), help="where the run folders are")
+    add_runs_folder(verb)
     verb.set_defaults(execute=_sync)
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
     from convrepro.config.compose import choices, compose_config
 
-    tables = _tables(arguments.what)
+    tables = tables_of_papers([arguments.what])
     if arguments.budget not in choices("budget"):
         raise ConvReproError(f"there is no budget {arguments.budget!r}; valid: {', '.join(choices('budget'))}")
     try:
@@ -78,16 +80,6 @@ def _view(arguments: argparse.Namespace, tables: "list[Table]", server: "Server 
     if "/" in arguments.what:
         return workspace(tables[0], arguments.budget)
     return report(arguments.what, tables, arguments.budget, _evidence, server)
-
-
-def _tables(what: str) -> "list[Table]":
-    from convrepro.tables import list_papers, list_tables, load_table
-
-    if "/" in what:
-        return [load_table(what)]
-    if what not in list_papers():
-        raise ConvReproError(f"there is no paper {what!r}; valid: {', '.join(list_papers())}, or a table of one")
-    return [load_table(name) for name in list_tables() if name.split("/")[0] == what]
 
 
 def _evidence(table: "Table") -> "tuple[Statics, Results]":

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
 from convrepro.cli.progress import status_line
@@ -26,7 +27,14 @@ def add(verbs: Any) -> None:
     verb.add_argument("names", nargs="*", metavar="PAPER|PAPER/TABLE", help="papers or tables (default: all papers)")
     verb.add_argument("--plots", action="store_true", help="draw the plots as well; of a table, draw only its plots")
     verb.add_argument("--png", action="store_true", help="with --plots: write PNG files beside the SVG files")
-    verb.add_argument("--html", nargs="?", const=PAGE, metavar="FILE", help=f"write one HTML page instead ({PAGE})")
+    verb.add_argument(
+        "--html",
+        type=expanduser,
+        nargs="?",
+        const=PAGE,
+        metavar="FILE",
+        help=f"write one HTML page instead ({PAGE})",
+    )
     verb.add_argument("--audit", action="store_true", help="write AUDIT.md instead: every static value, recounted")
     verb.add_argument("--speed", action="store_true", help="write SPEED.md, its plot and GPU.md instead, from records")
     verb.set_defaults(execute=_report)

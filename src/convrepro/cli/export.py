@@ -1,6 +1,7 @@
 """The command that writes networks to files for other programs: `export`."""
 
 import argparse
+from os.path import expanduser
 from typing import Any
 
 
@@ -8,7 +9,13 @@ def add(verbs: Any) -> None:
     """Adds the verb of this module to an argument parser."""
     verb = verbs.add_parser("export", help="write a network for inference to a file, and check the file's output")
     verb.add_argument("overrides", nargs="*", help="overrides such as model=resnet18 conv=hetconv weights=CHECKPOINT")
-    verb.add_argument("--to", required=True, metavar="FILE", help="FILE.onnx for ONNX, or FILE.pt2 for torch.export")
+    verb.add_argument(
+        "--to",
+        type=expanduser,
+        required=True,
+        metavar="FILE",
+        help="FILE.onnx for ONNX, or FILE.pt2 for torch.export",
+    )
     verb.set_defaults(execute=_export)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from os.path import expanduser
 from typing import Any
 
 from convrepro.cli.progress import status_line
@@ -31,7 +32,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--models", default="", help="comma-separated patterns of other networks, such as resnet18,vgg*")
     verb.add_argument("--convs", default="", help="comma-separated operators (default: all)")
     out = "the record, beside which COVERAGE.md is written (default: reproductions/coverage.json)"
-    verb.add_argument("--out", default="", help=out)
+    verb.add_argument("--out", type=expanduser, default="", help=out)
     verb.set_defaults(execute=_coverage)
 
 

@@ -2,11 +2,17 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convrepro.config.overrides import shown
 from convrepro.errors import ConvReproError
+
+#: Seconds of a day.
+DAY = 86_400
 
 if TYPE_CHECKING:
     from convrepro.runs.plan import Job
@@ -28,21 +34,33 @@ def selected(arguments: argparse.Namespace, runs: Path | None = None) -> "tuple[
     The run folders are in `runs`, by default where the configuration says. Raises ConvReproError for a table, row,
     budget or override that does not exist.
     """
-    from convrepro.config.compose import compose_config
     from convrepro.runs.plan import plan
     from convrepro.tables import load_table
 
     table = load_table(arguments.table)
-    runs = runs or Path(compose_config(arguments.overrides).runs)
-    seeds = _integers("--seeds", arguments.seeds) or table.seeds
+    runs = runs or runs_of(arguments.overrides)
+    seeds = _seeds(arguments.seeds) or table.seeds
     rows = comma_separated(arguments.rows)
     return table, plan(table, budget=arguments.budget, rows=rows, seeds=seeds, extra=arguments.overrides, runs=runs)
+
+
+def runs_of(overrides: Sequence[str]) -> Path:
+    """The folder with the run folders by these overrides for a table's rows: others may fit the rows alone."""
+    from convrepro.config.compose import compose_config
+    from convrepro.config.overrides import key_of
+
+    return Path(compose_config([text for text in overrides if key_of(text) in ("runs", "data_root")]).runs)
 
 
 def add_runs_folder(verb: argparse.ArgumentParser) -> None:
     """Adds the argument that says where the run folders are."""
     default = os.environ.get("CONVREPRO_RUNS", "runs")
-    verb.add_argument("--runs", default=default, help="the folder with the run folders (default: %(default)s)")
+    verb.add_argument(
+        "--runs",
+        type=expanduser,
+        default=default,
+        help="the folder with the run folders (default: %(default)s)",
+    )
 
 
 def comma_separated(text: str) -> list[str]:
@@ -73,8 +91,24 @@ def tables_of_papers(names: Sequence[str]) -> "list[Table]":
     return [table for name in names for table in ([load_table(name)] if "/" in name else paper_tables(name))]
 
 
-def _integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(word) for word in comma_separated(text)]
-    except ValueError:
-        raise ConvReproError(f"{option} {text} must be whole numbers with commas between, such as 0,1,2") from None
+def whole(text: str) -> int:
+    """The number in an option, of ASCII digits alone. Raises argparse.ArgumentTypeError for another text."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be a whole number of at most 9 digits")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """The seconds in an option. Raises argparse.ArgumentTypeError for none, and for more than a day."""
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?", text) or not 0 < float(text) <= DAY:
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be a number of seconds above 0, at most {DAY}")
+    return float(text)
+
+
+def _seeds(text: str) -> list[int]:
+    words = comma_separated(text)
+    if not all(re.fullmatch(r"[0-9]{1,10}", word) and int(word) < 2**32 for word in words):
+        raise ConvReproError(
+            f"--seeds {shown(text)} must be whole numbers below {2**32} with commas between, such as 0,1,2"
+        )
+    return list(dict.fromkeys(map(int, words)))

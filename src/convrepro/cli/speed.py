@@ -1,10 +1,13 @@
 """The command that measures speed: `bench`."""
 
 import argparse
+from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
 from convrepro.cli.progress import print_failures
-from convrepro.cli.selection import comma_separated, describes_network, load_tables
+from convrepro.cli.selection import comma_separated, describes_network, load_tables, whole
+from convrepro.config.overrides import shown
+from convrepro.errors import ConvReproError
 
 if TYPE_CHECKING:
     from convrepro.evidence.speed import Pair, PairSpeed
@@ -19,11 +22,13 @@ def add(verbs: Any) -> None:
     verb.add_argument("--only", default="", help="with `all`: only what has this text in its group or name")
     modes = "comma-separated modes of train, inference and exported (default: train,inference)"
     verb.add_argument("--modes", default="train,inference", help=modes)
-    verb.add_argument("--batch-size", type=int, default=128, help="images in a batch (default: 128)")
-    verb.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    verb.add_argument("--rounds", type=int, default=7, help="how often candidate and baseline each run (default: 7)")
+    verb.add_argument("--batch-size", type=whole, default=128, help="images in a batch (default: 128)")
+    verb.add_argument("--threads", type=whole, default=0, help="CPU threads (default: torch's choice)")
+    verb.add_argument("--rounds", type=whole, default=7, help="how often candidate and baseline each run (default: 7)")
     verb.add_argument("--nchw", action="store_true", help="measure in NCHW memory format instead of channels_last")
-    verb.add_argument("--json", default="", help="write the speeds, with hardware and versions, to this file")
+    verb.add_argument(
+        "--json", type=expanduser, default="", help="write the speeds, with hardware and versions, to this file"
+    )
     verb.set_defaults(execute=_bench)
 
 
@@ -62,7 +67,12 @@ def _pairs(arguments: argparse.Namespace) -> "list[Pair]":
     from convrepro.evidence.speed_suite import suite
 
     if arguments.what == ["all"]:
-        return [pair for pair in suite() if arguments.only in f"{pair.group}/{pair.name}"]
+        pairs = suite()
+        chosen = [pair for pair in pairs if arguments.only in f"{pair.group}/{pair.name}"]
+        if not chosen:
+            groups = ", ".join(dict.fromkeys(pair.group for pair in pairs))
+            raise ConvReproError(f"--only {shown(arguments.only)} is in no name of the suite; its groups: {groups}")
+        return chosen
     if describes_network(arguments.what):
         return [pair_of_network(arguments.what, arguments.batch_size)]
     rows, tables = comma_separated(arguments.rows), load_tables(arguments.what)

@@ -18,7 +18,11 @@ def add(verbs: Any) -> None:
 
     verb = verbs.add_parser("run", help="train a table's rows; skips finished runs and resumes interrupted ones")
     add_selection(verb)
-    verb.add_argument("--dry-run", action="store_true", help="print the `train` command of each run without training")
+    verb.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check every row, and print the `train` command of each run without training",
+    )
     verb.set_defaults(execute=_run)
 
 
@@ -44,15 +48,16 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     table, jobs = selected(arguments)
-    if arguments.dry_run:
-        print("\n".join(job.line for job in jobs))
-        return 0
     interruption.listen()
     from convrepro.evidence.counts import count_table
     from convrepro.tables import render_table
-    from convrepro.training.runner import run_jobs, validate
+    from convrepro.training.runner import check_processes, run_jobs, validate
 
     validate(jobs)
+    if arguments.dry_run:
+        print("\n".join(job.line for job in jobs), flush=True)
+        check_processes(jobs)
+        return 0
     results, failures = run_jobs(jobs, print)
     print(render_table(table, count_table(table, status_line), results))
     return print_failures(failures)

@@ -51,8 +51,8 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
         tree = _plain(composed)
         written = _plain(_chosen(_groups(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
-        with _hydra():
-            raise ConvReproError(_explain(overrides, error)) from error
+        raise ConvReproError(_explain(overrides, error)) from error
+    refuse_secrets(tree)
     if where := _target(tree):
         raise ConvReproError(f"{where} asks for a Python object; a configuration holds numbers, texts and names only")
     validated(RunConfig, tree)
@@ -166,7 +166,7 @@ def _unknown_key(text: str, key: str, overrides: Sequence[str], *, added: bool) 
     if added or key in GROUPS:
         return None
     chosen = [o for o in overrides if re.fullmatch(rf"({'|'.join(GROUPS)})=\w+", o)]
-    node: Any = compose("train", overrides=chosen)
+    node: Any = _chosen(tuple(chosen))
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if not OmegaConf.is_dict(node) or part not in node:

@@ -9,4 +9,4 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 CONF = ROOT / "conf"
-REPRODUCTIONS = Path(os.environ.get("CONVREPRO_TABLES") or ROOT / "reproductions").absolute()
+REPRODUCTIONS = Path(os.path.expanduser(os.environ.get("CONVREPRO_TABLES") or ROOT / "reproductions")).absolute()

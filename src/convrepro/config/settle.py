@@ -1,7 +1,7 @@
 """What follows from a configuration: the batch that its budget allows, the length of its schedule, whole paths."""
 
+import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 #: Arguments of schedules that are counted in epochs.
@@ -47,4 +47,4 @@ def _follow(recipe: Mapping[str, Any], written: Mapping[str, Any], given: Collec
 
 
 def _whole(path: str | None) -> str | None:
-    return str(Path(path).expanduser()) if path and path.startswith("~") else path
+    return os.path.expanduser(path) if path else path

@@ -29,6 +29,8 @@ RULES = {
     "string_type": "text",
     "list_type": "a list",
     "tuple_type": "a list",
+    "is_instance_of": "a list",
+    "sequence_str": "a list",
     "dict_type": "a mapping",
     "mapping_type": "a mapping",
     "model_type": "a mapping",

@@ -13,7 +13,7 @@ import convrepro.models.zoo  # noqa: F401 (registers the zoo's models with timm)
 from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
 from convrepro.models.state_dict import differences, take
-from convrepro.models.surgery import SurgeryReport, replace_convs
+from convrepro.models.surgery import SurgeryReport, check_operator, replace_convs
 from convrepro.models.weights import locate, read_checkpoint
 
 RESERVED = {
@@ -78,8 +78,9 @@ def build(
     with another model, other `model_args` or (unless its operator is "standard") another `conv`. It also raises as
     `surgery.replace_convs` does.
     """
-    network = _create(name, num_classes, in_chans, model_args or {})
     knobs = {key: value for key, value in conv.items() if key not in ("name", "where")}
+    check_names(name, conv["name"], conv["where"], knobs)
+    network = _create(name, num_classes, in_chans, model_args or {})
 
     def swap(**kwargs: Any) -> SurgeryReport:
         where = conv["where"]
@@ -115,12 +116,17 @@ def build(
     return network, report
 
 
-def _create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
+def check_names(model: str, operator: str, where: str, knobs: Mapping[str, Any]) -> None:
+    """Raises ConvReproError for a model, operator, rule or knob that does not exist, and for a knob of another type."""
+    if not timm.is_model(model):
         names = timm.list_models()
-        near = [n for n in names if n.startswith(name)][:3] or difflib.get_close_matches(name, names, n=3)
+        near = [n for n in names if n.startswith(model)][:3] or difflib.get_close_matches(model, names, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ConvReproError(f"model {name!r} is neither in timm nor in the zoo{hint}")
+        raise ConvReproError(f"model {model!r} is neither in timm nor in the zoo{hint}")
+    check_operator(operator, where, knobs)
+
+
+def _create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str, Any]) -> nn.Module:
     for key in model_args:
         if key in RESERVED:
             raise ConvReproError(f"model_args.{key} cannot be given: {RESERVED[key]}")

@@ -181,6 +181,8 @@ def check_target(path: Path) -> None:
         raise ConvReproError(f"{path} must end in {' or '.join(_FORMATS)}, which selects the format")
     if not path.parent.is_dir():
         raise ConvReproError(f"{path} cannot be written: {path.parent} is not a folder; create it first")
+    if path.is_dir():
+        raise ConvReproError(f"{path} cannot be written: it is a folder; give a file")
     if path.suffix == ".onnx":
         try:
             for package in ("onnx", "onnxscript", "onnxruntime"):

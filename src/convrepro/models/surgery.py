@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from convrepro.errors import ConvReproError
+from convrepro.models.knobs import check_knobs
 from convrepro.ops import LINEAR_OPERATORS, OPERATORS, SqueezeExciteConv, conv_arguments, linear_arguments
-from convrepro.ops import knobs as knobs_of
 
 Layer = nn.Conv2d | nn.Linear
 T = TypeVar("T")
@@ -118,8 +118,7 @@ def replace_convs(
     if every selected layer has to be kept, if the operator rejects a layer (the message names it), and if weights
     cannot be converted by the rule. The model is then unchanged.
     """
-    rule = _choose(WHERE, where, "where rule")
-    _check_knobs(operator, _choose(OPERATORS, operator, "operator"), knobs or {})
+    rule = check_operator(operator, where, knobs or {})
     report = SurgeryReport(operator, where)
     if operator == "standard" and se_reduction is None:
         return report
@@ -170,17 +169,18 @@ def replace_convs(
     return report
 
 
+def check_operator(operator: str, where: str, knobs: Mapping[str, Any]) -> Rule:
+    """Returns the rule `where`. Raises ConvReproError for an unknown operator or rule, and for a knob that the operator
+    lacks or whose value has another type than its signature says.
+    """
+    check_knobs(operator, _choose(OPERATORS, operator, "operator"), knobs)
+    return _choose(WHERE, where, "where rule")
+
+
 def _choose(choices: Mapping[str, T], name: str, category: str) -> T:
     if name not in choices:
         raise ConvReproError(f"{category} {name!r} does not exist; valid: {', '.join(choices)}")
     return choices[name]
-
-
-def _check_knobs(name: str, operator: type[nn.Module], knobs: Mapping[str, Any]) -> None:
-    valid = knobs_of(operator)
-    unknown = [knob for knob in knobs if knob not in valid]
-    if unknown:
-        raise ConvReproError(f"operator {name} has no knob {unknown[0]!r}; valid: {', '.join(valid) or 'none'}")
 
 
 def layer_kinds(model: nn.Module) -> dict[str, str]:

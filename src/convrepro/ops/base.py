@@ -52,8 +52,11 @@ def check_positive(**sizes: int) -> None:
 def empty_parameter(
     *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> nn.Parameter:
-    """Returns an uninitialised parameter."""
-    return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+    """Returns an uninitialised parameter. Raises ValueError for a shape that no memory holds."""
+    try:
+        return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+    except (RuntimeError, TypeError) as error:  # torch's TypeError is that of a size beyond 64 bits
+        raise ValueError(f"a parameter of shape {shape} cannot be allocated") from error
 
 
 def knobs(operator: type[nn.Module]) -> dict[str, object]:

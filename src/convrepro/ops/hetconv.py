@@ -2,7 +2,7 @@
 Kernel-Based Convolutions for Deep CNNs", CVPR 2019 (arXiv 1903.04120), section 3.
 """
 
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,11 @@ from convrepro.ops.igc import channel_shuffle, shuffle
 from convrepro.ops.init import init_bias_, init_weight_
 from convrepro.ops.kxk_plus_1x1 import fits, kxk_plus_1x1, packed
 
-ARRANGEMENTS = ("contiguous", "shifted")
-FORMS = ("auto", "plain", "fused", "triton")
+Part = int | Literal["out"]
+Arrangement = Literal["contiguous", "shifted"]
+ARRANGEMENTS = get_args(Arrangement)
+Form = Literal["auto", "plain", "fused", "triton"]
+FORMS = get_args(Form)
 
 
 class HetConv2d(ConvOperator):
@@ -72,9 +75,9 @@ class HetConv2d(ConvOperator):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        p: int | str = 4,
-        arrangement: str = "contiguous",
-        form: str = "auto",
+        p: Part = 4,
+        arrangement: Arrangement = "contiguous",
+        form: Form = "auto",
     ) -> None:
         if groups != 1:
             raise ValueError(f"groups={groups}: HetConv2d connects every filter to every channel; valid: 1")
@@ -103,7 +106,12 @@ class HetConv2d(ConvOperator):
     @classmethod
     @torch.no_grad()
     def from_conv(
-        cls, conv: nn.Conv2d, *, p: int | str = 4, arrangement: str = "contiguous", form: str = "auto"
+        cls,
+        conv: nn.Conv2d,
+        *,
+        p: Part = 4,
+        arrangement: Arrangement = "contiguous",
+        form: Form = "auto",
     ) -> Self:
         """Returns the HetConv that is nearest to `conv` in least squares: it takes each of its weights from `conv`.
 
@@ -337,7 +345,7 @@ class HetConv2d(ConvOperator):
         return values if self.arrangement == "contiguous" else shuffle(values, self.out_channels // self.parts, 0)
 
 
-def _resolve_part(p: int | str, in_channels: int, out_channels: int) -> int:
+def _resolve_part(p: Part, in_channels: int, out_channels: int) -> int:
     """Returns P as a number. Raises ValueError if it does not fit the channels."""
     part = out_channels if p == "out" else p
     valid = [d for d in divisors(out_channels) if in_channels % d == 0 or d % in_channels == 0]

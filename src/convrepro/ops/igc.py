@@ -6,7 +6,7 @@ without norms or activations, that together connect every filter to every channe
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from convrepro.ops.init import init_bias_, init_weight_
 FOLDED_GROUPS = 4
 """Up to this number of groups, a dense 1x1 convolution is faster than permuting the activations (measured on a CPU)."""
 
-FORMS = ("auto", "plain", "folded")
+Form = Literal["auto", "plain", "folded"]
+FORMS = get_args(Form)
 """The values of the knob `form`: ways to compute an interleaved group convolution, all with the same result."""
 
 
@@ -108,7 +109,7 @@ class InterleavedConv(ConvOperator):
         padding_mode: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        form: str,
+        form: Form,
     ) -> None:
         check_choice("form", form, FORMS)
         self._check_ungrouped(groups)

@@ -4,7 +4,7 @@ ICCV 2017 (arXiv 1707.02725).
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from convrepro.ops.base import Pair, check_choice, check_divisor, conv_arguments, divisors, scaled
 from convrepro.ops.deployed import conv, geometry, pointwise_layers
-from convrepro.ops.igc import MIX, InterleavedConv, pointwise, shuffle
+from convrepro.ops.igc import MIX, Form, InterleavedConv, pointwise, shuffle
 from convrepro.ops.init import init_bias_, init_weight_
 from convrepro.ops.kxk_plus_1x1 import packed
 
-SECONDARY = ("learned", "sum")
+Secondary = Literal["learned", "sum"]
+SECONDARY = get_args(Secondary)
 
 
 class IGCV1Conv2d(InterleavedConv):
@@ -73,8 +74,8 @@ class IGCV1Conv2d(InterleavedConv):
         *,
         primary_partitions: int = 8,
         secondary_partitions: int | None = None,
-        secondary: str = "learned",
-        form: str = "auto",
+        secondary: Secondary = "learned",
+        form: Form = "auto",
     ) -> None:
         super().__init__(
             in_channels,
@@ -124,8 +125,8 @@ class IGCV1Conv2d(InterleavedConv):
         *,
         primary_partitions: int = 8,
         secondary_partitions: int | None = None,
-        secondary: str = "learned",
-        form: str = "auto",
+        secondary: Secondary = "learned",
+        form: Form = "auto",
     ) -> Self:
         """Returns the operator that is nearest to `conv` in least squares over the weight.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convrepro.ops.base import Pair, divisors, scaled
 from convrepro.ops.deployed import conv, geometry, pointwise_layers
-from convrepro.ops.igc import MIX, InterleavedConv, pointwise, shuffle
+from convrepro.ops.igc import MIX, Form, InterleavedConv, pointwise, shuffle
 
 DEFAULT_LAYERS = 3
 
@@ -69,7 +69,7 @@ class IGCV2Conv2d(InterleavedConv):
         branch_channels: Sequence[int] | None = None,
         complementary: bool = True,
         channel_multiplier: bool = False,
-        form: str = "auto",
+        form: Form = "auto",
     ) -> None:
         super().__init__(
             in_channels,

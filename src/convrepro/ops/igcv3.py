@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convrepro.ops.base import Pair, check_divisor, divisors, scaled
 from convrepro.ops.deployed import conv, geometry, pointwise_layers
-from convrepro.ops.igc import MIX, InterleavedConv, channel_shuffle, pointwise, shuffle
+from convrepro.ops.igc import MIX, Form, InterleavedConv, channel_shuffle, pointwise, shuffle
 
 
 class IGCV3Conv2d(InterleavedConv):
@@ -61,7 +61,7 @@ class IGCV3Conv2d(InterleavedConv):
         expansion: int = 6,
         groups_in: int = 2,
         groups_out: int = 2,
-        form: str = "auto",
+        form: Form = "auto",
     ) -> None:
         super().__init__(
             in_channels,

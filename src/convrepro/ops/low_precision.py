@@ -26,7 +26,7 @@ convolution. Weights are neither centred nor clipped.
 """
 
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,8 @@ from convrepro.ops.deployed import ScaleAndRoundInput, SignInput, conv, geometry
 from convrepro.ops.init import init_bias_, init_weight_
 from convrepro.ops.quantizers import binary, fixed_point, kmeans, sign, ternary
 
-PRECISIONS = ("binary", "ternary", "xnor", "fixed", "shared")
+Precision = Literal["binary", "ternary", "xnor", "fixed", "shared"]
+PRECISIONS = get_args(Precision)
 BITS = range(2, 17)
 CLUSTERS = range(2, 257)
 
@@ -84,7 +85,7 @@ class LowPrecisionOperator(Operator):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         *,
-        precision: str,
+        precision: Precision,
         bits: int | None,
         clusters: int | None,
         activation_bits: int | None,
@@ -212,7 +213,7 @@ class LowPrecisionConv2d(LowPrecisionOperator, ConvOperator):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        precision: str = "binary",
+        precision: Precision = "binary",
         bits: int | None = None,
         clusters: int | None = None,
         activation_bits: int | None = None,
@@ -291,7 +292,7 @@ class LowPrecisionLinear(LowPrecisionOperator, LinearOperator):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        precision: str = "binary",
+        precision: Precision = "binary",
         bits: int | None = None,
         clusters: int | None = None,
         activation_bits: int | None = None,

@@ -7,7 +7,7 @@ Rank Expansions", 2014 (arXiv 1405.3866), solved in least squares by a singular 
 """
 
 from collections.abc import Mapping
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from convrepro.ops.base import ConvOperator, Pair, check_choice, conv_arguments,
 from convrepro.ops.deployed import conv
 from convrepro.ops.init import init_bias_, init_weight_
 
-SCHEMES = ("channel", "spatial")
+Scheme = Literal["channel", "spatial"]
+SCHEMES = get_args(Scheme)
 
 
 class _Geometry(TypedDict, total=False):
@@ -75,7 +76,7 @@ class LowRankConv2d(ConvOperator):
         *,
         rank: int | float | None = 0.25,
         energy: float | None = None,
-        scheme: str = "channel",
+        scheme: Scheme = "channel",
     ) -> None:
         self._check_ungrouped(groups)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
@@ -103,7 +104,7 @@ class LowRankConv2d(ConvOperator):
         *,
         rank: int | float | None = 0.25,
         energy: float | None = None,
-        scheme: str = "channel",
+        scheme: Scheme = "channel",
     ) -> Self:
         """Returns the pair of convolutions that is nearest to `conv` in least squares over the weight.
 

@@ -24,7 +24,7 @@ This implementation differs from the authors' published code in the following po
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +45,14 @@ from convrepro.ops.fixed_point import FixedPoint
 from convrepro.ops.init import check_init, init_bias_, init_weight_
 from convrepro.ops.power_of_two import BITS, VARIANTS
 
-ROUNDINGS = ("deterministic", "stochastic")
+Variant = Literal["q", "ps", "v1"]
+Bits = int | Literal["paper"] | None
+Activation = Literal["paper", "float"] | Sequence[int]
+Rounding = Literal["deterministic", "stochastic"]
+ROUNDINGS = get_args(Rounding)
 
 
-def _resolve_bits(variant: str, bits: int | str | None) -> int | None:
+def _resolve_bits(variant: Variant, bits: Bits) -> int | None:
     check_choice("variant", variant, VARIANTS)
     if variant == "v1":
         if bits not in ("paper", None):
@@ -63,7 +67,7 @@ def _resolve_bits(variant: str, bits: int | str | None) -> int | None:
     return bits
 
 
-def _resolve_activation(variant: str, activation: str | Sequence[int]) -> FixedPoint | None:
+def _resolve_activation(variant: Variant, activation: Activation) -> FixedPoint | None:
     bits: Sequence[int] | None = None if isinstance(activation, str) else activation
     if activation == "float":
         return None
@@ -97,10 +101,10 @@ class ShiftOperator(Operator):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         *,
-        variant: str,
-        bits: int | str | None,
-        activation: str | Sequence[int],
-        rounding: str,
+        variant: Variant,
+        bits: Bits,
+        activation: Activation,
+        rounding: Rounding,
         frozen: bool,
         clamp_latent: bool,
     ) -> None:
@@ -272,10 +276,10 @@ class ShiftConv2d(ShiftOperator, ConvOperator):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        variant: str = "q",
-        bits: int | str | None = "paper",
-        activation: str | Sequence[int] = "paper",
-        rounding: str = "deterministic",
+        variant: Variant = "q",
+        bits: Bits = "paper",
+        activation: Activation = "paper",
+        rounding: Rounding = "deterministic",
         frozen: bool = False,
         clamp_latent: bool = True,
     ) -> None:
@@ -335,10 +339,10 @@ class ShiftLinear(ShiftOperator, LinearOperator):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        variant: str = "q",
-        bits: int | str | None = "paper",
-        activation: str | Sequence[int] = "paper",
-        rounding: str = "deterministic",
+        variant: Variant = "q",
+        bits: Bits = "paper",
+        activation: Activation = "paper",
+        rounding: Rounding = "deterministic",
         frozen: bool = False,
         clamp_latent: bool = True,
     ) -> None:

@@ -10,7 +10,7 @@ permutations of channels between them, are the operators `igcv1`, `igcv2` and `i
 """
 
 from itertools import accumulate
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from convrepro.ops.base import ConvOperator, Pair, check_choice, conv_arguments,
 from convrepro.ops.deployed import conv, geometry
 from convrepro.ops.init import init_bias_, init_weight_
 
-STRUCTURES = ("unstructured", "block")
+Structure = Literal["unstructured", "block"]
+STRUCTURES = get_args(Structure)
 GATHERED = 1 << 24
 """How many values `forward_exact` gathers at a time. A much smaller number fragments the heap in a traced run."""
 
@@ -65,7 +66,7 @@ class SparseConv2d(ConvOperator):
         dtype: torch.dtype | None = None,
         *,
         density: float = 0.25,
-        structure: str = "unstructured",
+        structure: Structure = "unstructured",
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         check_choice("structure", structure, STRUCTURES)
@@ -87,7 +88,7 @@ class SparseConv2d(ConvOperator):
 
     @classmethod
     @torch.no_grad()
-    def from_conv(cls, conv: nn.Conv2d, *, density: float = 0.25, structure: str = "unstructured") -> Self:
+    def from_conv(cls, conv: nn.Conv2d, *, density: float = 0.25, structure: Structure = "unstructured") -> Self:
         """Returns the operator that is nearest to `conv` in least squares: it keeps weights of `conv` as they are.
 
         Raises ValueError as the constructor does.

@@ -4,11 +4,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from convrepro.config.compose import compose_config
-from convrepro.config.overrides import key_of, quoted
+from convrepro.config.compose import choices, compose_config
+from convrepro.config.nearest import nearest
+from convrepro.config.overrides import key_of, quoted, shown
 from convrepro.config.schema import RunConfig
-from convrepro.config.scientific import scientific
+from convrepro.config.scientific import differences, scientific
+from convrepro.config.secrets import refuse_secrets
+from convrepro.config.strict import text_of
 from convrepro.errors import ConvReproError
 from convrepro.runs.identity import Identity, former_digest, named
 from convrepro.runs.protocol import short
@@ -49,12 +53,18 @@ def plan(
     """The jobs of `rows` (all where empty) and `seeds`, rows that others start from first.
 
     Overrides in `extra` that change what is computed give the rows folders of their own. Raises ConvReproError for
-    a row that the table lacks or only quotes, and for an override of what the plan itself sets.
+    a row that the table lacks or only quotes, and for an override of what the plan itself sets: starting weights, too,
+    for a row that takes another's.
     """
+    refuse_secrets(extra)
     for override in extra:
         if (key := key_of(override)) in OWN:
             raise ConvReproError(f"{override} has no effect on a table's runs; {OWN[key]}")
     chosen = _in_order(table, rows)
+    starting = next((row for row in chosen if row.weights_from), None)
+    if starting and (weights := [text for text in extra if key_of(text) == "weights"]):
+        reason = f"which starts from the weights of row {starting.weights_from}; choose other rows by --rows"
+        raise ConvReproError(f"{shown(weights[-1])} has no effect on row {starting.id}, {reason}")
     names = {row.id: _named(table, row, budget, extra, runs) for row in chosen}
     jobs = []
     for seed in seeds:
@@ -66,6 +76,7 @@ def plan(
             if row.weights_from:
                 source = Identity(table.name, names[row.weights_from], seed, budget).folder(runs)
                 overrides.append(f"weights={quoted(source / LAST)}")
+            refuse_secrets(overrides)
             jobs.append(Job(table, row, identity, identity.folder(runs), overrides, source))
     return jobs
 
@@ -75,10 +86,49 @@ def variant(row: RunConfig, run: RunConfig, *, from_row: bool = False) -> str:
 
     The precision does not count, for a row may be run in any; neither do starting weights that come `from_row`.
     """
-    own, settings = ({**scientific(cfg), "trainer": None} for cfg in (row, run))
+    settings = _compared(run)
     if not from_row and run.weights != row.weights:
         settings["weights"] = run.weights
-    return "" if own == settings else f"+{short(settings)}"
+    return "" if _compared(row) == settings else f"+{short(settings)}"
+
+
+def check_row(run: RunConfig, table: Table, overrides: Sequence[str]) -> None:
+    """Raises ConvReproError unless `run` is what its `row` names: a row of `table`, or a variant of one by its digest.
+
+    A row that starts from another's weights must start from that row's, at the same seed and budget. `overrides` are
+    those of the run: names of an older version depend on their text.
+    """
+    name = str(run.row)
+    row = _runnable(table, [name.partition("+")[0]])[0]
+    budget = run.budget.name if run.budget.name in choices("budget") else "paper"
+    own = compose_config([*table.overrides(row), f"budget={budget}"])
+    right = row.id + variant(own, run, from_row=bool(row.weights_from))
+    place = Identity(table.name, row.weights_from, run.seed, run.budget.name)
+    if row.weights_from and not _starts_from(run.weights, place, plain=name == row.id):
+        raise ConvReproError(
+            f"row {row.id} of {table.name} starts from {place.folder(Path(run.runs)) / LAST}, not from "
+            f"weights={text_of(run.weights)}; leave table= and row= out, or let `convrepro run {table.name}` train both"
+        )
+    added = named(overrides)[len(named(table.overrides(row))) : -1 if row.weights_from else None]
+    if name == right or (right != row.id and name == f"{row.id}+{former_digest(added)}"):
+        return
+    differing = [*differences(_compared(own), _compared(run)), ("weights", own.weights, run.weights)]
+    key, wanted, given = differing[0]
+    reason = f"it has {key}={text_of(given)}, the row {text_of(wanted)}" if right != row.id else "it is the row itself"
+    raise ConvReproError(
+        f"row={name} of {table.name} does not name this run: {reason}; write row={right}, or leave table= and row= out"
+    )
+
+
+def _compared(cfg: RunConfig) -> dict[str, Any]:
+    return {**scientific(cfg), "trainer": None}
+
+
+def _starts_from(weights: str | None, place: Identity, *, plain: bool) -> bool:
+    """Whether `weights` are the last checkpoint of the run `place`; unless `plain`, of a variant of it."""
+    paper, table, row, run, file = ("", "", "", "", "", *Path(weights or "").parts)[-5:]
+    named_so = row if plain else row.partition("+")[0]
+    return (f"{paper}/{table}", named_so, run, file) == (place.table, place.row, place.folder(Path()).name, LAST)
 
 
 def _named(table: Table, row: Row, budget: str, extra: Sequence[str], runs: Path) -> str:
@@ -94,7 +144,8 @@ def _named(table: Table, row: Row, budget: str, extra: Sequence[str], runs: Path
     return former if name != row.id and (runs / table.name / former).exists() else name
 
 
-def _in_order(table: Table, rows: Sequence[str]) -> list[Row]:
+def _runnable(table: Table, rows: Sequence[str]) -> list[Row]:
+    """The rows of these names; all that can be run where `rows` is empty."""
     runnable = {row.id: row for row in table.to_run}
     if not runnable:
         others = sorted({row.same_as for row in table.rows if row.same_as})
@@ -103,7 +154,15 @@ def _in_order(table: Table, rows: Sequence[str]) -> list[Row]:
         raise ConvReproError(f"{table.name} has no runs of its own; its rows are those of {', '.join(others)}")
     unknown = [row for row in rows if row not in runnable]
     if unknown:
-        raise ConvReproError(f"{table.name} has no row {unknown[0]!r} to run; valid: {', '.join(runnable)}")
+        hint = nearest(unknown[0], list(runnable), f"convrepro show {table.name}")
+        raise ConvReproError(f"{table.name} has no row {shown(unknown[0])} to run; {hint}")
+    return [runnable[name] for name in rows or runnable]
+
+
+def _in_order(table: Table, rows: Sequence[str]) -> list[Row]:
+    """The chosen rows in the order of the table, each after the row whose weights it starts from."""
+    chosen = _runnable(table, rows)
+    runnable = {row.id: row for row in table.to_run}
     order: dict[str, Row] = {}
 
     def visit(row: Row) -> None:
@@ -112,6 +171,6 @@ def _in_order(table: Table, rows: Sequence[str]) -> list[Row]:
         order.setdefault(row.id, row)
 
     for row in runnable.values():
-        if not rows or row.id in rows:
+        if row in chosen:
             visit(row)
     return list(order.values())

@@ -8,13 +8,14 @@ import re
 from collections.abc import Hashable
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
+from convrepro.config.nearest import nearest
+from convrepro.config.overrides import shown
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
 from convrepro.tables.parse import DIGITS, fail, parse_table
@@ -89,8 +90,7 @@ def find_table(name: str | None, root: Path = REPRODUCTIONS) -> Table | None:
 def _read(name: str, root: Path) -> Table:
     names = list_tables(root)
     if name not in names:
-        near = get_close_matches(name, names, n=3, cutoff=0.4) or names
-        raise ConvReproError(f"there is no table {name!r}; did you mean {', '.join(near)}?")
+        raise ConvReproError(f"there is no table {shown(name)}; {nearest(name, names, 'convrepro list')}")
     path = root / f"{name}.yaml"
     place = f"{root.name}/{name}.yaml"
     try:

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 
 import wandb
 
-from convrepro.config.secrets import is_secret
+from convrepro.config.secrets import is_secret, secret_in
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs.environment import commit
 from convrepro.runs.identity import Identity
@@ -211,11 +211,13 @@ def described(
 
 
 def without_secrets(tree: Any) -> Any:
-    """Return `tree` without the strings whose key looks like a secret's, and without any string that holds a secret."""
-    values = [value for name, value in os.environ.items() if is_secret(name) and len(value) >= 8]
+    """Return `tree` without the strings whose key looks like a secret's, and without any string that holds a secret.
+
+    A run is rejected for most of these (see `config.secrets`); results of older versions were not.
+    """
 
     def harmless(key: str, value: Any) -> bool:
-        return not isinstance(value, str) or not (is_secret(str(key)) or any(secret in value for secret in values))
+        return not isinstance(value, str) or not (is_secret(str(key)) or secret_in(value))
 
     if isinstance(tree, Mapping):
         return {key: without_secrets(value) for key, value in tree.items() if harmless(key, value)}

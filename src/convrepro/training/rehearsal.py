@@ -1,4 +1,4 @@
-"""Tries optimizer and schedule on a small parameter, and the network on the smallest batch, before data is read."""
+"""Tries what a configuration asks for before any data is read: names, knobs, optimizer, schedule, smallest batch."""
 
 import copy
 import math
@@ -11,6 +11,7 @@ from convrepro.config.schema import RunConfig
 from convrepro.data import ImageData
 from convrepro.data.loader import smallest_batch
 from convrepro.errors import ConvReproError
+from convrepro.models.build import check_names
 from convrepro.training.optim import build_optimizer, build_schedule, step_schedule
 
 #: Epochs of which the learning rates are tried one by one; the schedule of a longer run is tried to here.
@@ -18,12 +19,15 @@ LONGEST = 2000
 
 
 def rehearse(cfg: RunConfig) -> None:
-    """Build the optimizer and the schedule of a run, take a step with one and all epochs of the other.
+    """Look up the model, the operator and its knobs, build the optimizer and the schedule of a run, take a step with
+    one and all epochs of the other.
 
-    Raises ConvReproError for a name or argument that does not exist, for an optimizer or schedule that wants what a run
-    does not give it (a closure, second derivatives, a metric, a function), and for a learning rate that is not a number
-    of at least 0. Also raises for a clipped gradient that the optimizer would scale after the clipping.
+    Raises ConvReproError as `models.build.check_names` does, for a name or argument that does not exist, for an
+    optimizer or schedule that wants what a run does not give it (a closure, second derivatives, a metric, a function),
+    and for a learning rate that is not a number of at least 0. Also raises for a clipped gradient that the optimizer
+    would scale after the clipping.
     """
+    check_names(cfg.model, cfg.conv.name, cfg.conv.where, cfg.conv.knobs)
     parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
     recipe = cfg.recipe.model_dump()
     optimizer = build_optimizer(parameters, recipe)

@@ -33,11 +33,12 @@ from convrepro.runs.environment import describe
 from convrepro.runs.finished import finished
 from convrepro.runs.folder import hold, rank
 from convrepro.runs.identity import Identity, named
+from convrepro.runs.plan import check_row
 from convrepro.runs.protocol import Protocol
 from convrepro.runs.result import FILE, LAST, SCHEMA, Result, finite
 from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
-from convrepro.tables import Table, find_table
+from convrepro.tables import Table, load_table
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.training.averaging import AveragedWeights
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
@@ -94,8 +95,10 @@ def run(
     """
     if not cfg.train and not cfg.weights:
         raise ConvReproError("train=false only evaluates, so it needs weights=CHECKPOINT")
+    table = table or (load_table(cfg.table) if cfg.table else None)
+    if table:
+        check_row(cfg, table, overrides)
     rehearse(cfg)
-    table = table or find_table(cfg.table)
     protocol = protocol_of(cfg)
     identity = identity_of(cfg, overrides, protocol)
     folder = identity.folder(Path(cfg.runs))

@@ -27,20 +27,26 @@ def validate(jobs: Sequence[Job]) -> None:
             raise ConvReproError(f"{job.identity.table}, row {job.row.id}: {error}") from error
 
 
-def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results, dict[str, str]]:
-    """Run each job; returns results by row and seed, and failures by name.
-
-    A failed row does not stop the rest; an interruption does, and is raised. Raises ConvReproError where a run is of
-    several processes: those that Lightning starts for it would go on with the next rows on their own.
+def check_processes(jobs: Sequence[Job]) -> None:
+    """Raises ConvReproError where a run is of several processes: those that Lightning starts for it would go on with
+    the next rows on their own.
     """
     for job in jobs:
-        cfg = compose_config(job.overrides)
-        processes = cfg.trainer.processes
+        processes = compose_config(job.overrides).trainer.processes
         if processes > 1:
             raise ConvReproError(
                 f"the trainer asks for {processes} processes, but `run` trains a table in one; `submit` it, or train "
                 "its rows one by one (`run --dry-run` prints their lines)"
             )
+
+
+def run_jobs(jobs: Sequence[Job], echo: Callable[[str], None]) -> tuple[Results, dict[str, str]]:
+    """Run each job; returns results by row and seed, and failures by name.
+
+    A failed row does not stop the rest; an interruption does, and is raised. Raises ConvReproError as
+    `check_processes` does.
+    """
+    check_processes(jobs)
     results: Results = {}
     failures: dict[str, str] = {}
     for number, job in enumerate(jobs, 1):

@@ -16,6 +16,7 @@ from convrepro.errors import ConvReproError
 from convrepro.models.zoo.classifier import average_pool, build, cifar_cfg, imagenet_cfg
 from convrepro.models.zoo.igc import IgcClassifier, PlainCifar, check_depth
 from convrepro.ops import IGCV1Conv2d
+from convrepro.ops.igcv1 import Secondary
 
 GROWS = ("primary", "secondary")
 
@@ -26,7 +27,7 @@ def conv3x3(
     stride: int,
     primary_partitions: int | None,
     secondary_partitions: int | None = None,
-    fusion: str = "learned",
+    fusion: Secondary = "learned",
 ) -> nn.Module:
     """Returns an interleaved group convolution without bias, or a regular one for `primary_partitions=None`."""
     if primary_partitions is None:
@@ -143,7 +144,7 @@ def igcv1_plain_cifar(
     depth: int = 20,
     primary_partitions: int = 24,
     secondary_partitions: int = 2,
-    fusion: str = "learned",
+    fusion: Secondary = "learned",
     **kwargs: Any,
 ) -> PlainCifar:
     """IGC-L24M2 of depth 20: 155,962 parameters, 28.76 M MACs.
