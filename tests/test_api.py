@@ -26,7 +26,8 @@ def test_a_public_function_says_what_it_does(name):
 
 
 def test_an_unknown_name_is_an_error_with_the_valid_names():
-    with pytest.raises(AttributeError, match=r"no attribute 'replace'; valid: OPERATORS, build, count, replace_convs$"):
+    valid = "OPERATORS, build, count, register_operator, replace_convs"
+    with pytest.raises(AttributeError, match=rf"no attribute 'replace'; valid: {valid}$"):
         _ = convrepro.replace
 
 

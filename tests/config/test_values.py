@@ -256,7 +256,7 @@ def command(verb: str, override: str, folder) -> list[str]:
 
 def test_no_verb_takes_a_value_that_the_schema_forbids(tmp_path, capsys, monkeypatch):
     """Each answer has at most 3 lines, and comes before a network is built, an image is read or a file is written."""
-    monkeypatch.setattr("convrepro.models.build._create", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr("convrepro.models.build.create", lambda *_: pytest.fail("a network was built"))
     monkeypatch.setattr("convrepro.cluster.slurm.queue", lambda: [])
     monkeypatch.setattr("convrepro.cluster.slurm.max_array_size", lambda: 1001)
     monkeypatch.setenv("CONVREPRO_SLURM_SITE", "")

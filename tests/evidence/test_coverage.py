@@ -13,7 +13,7 @@ from convrepro.cli.main import main
 from convrepro.errors import ConvReproError
 from convrepro.evidence.coverage import _backward, attempt, cover, families, operators, smallest
 from convrepro.evidence.coverage_record import RECORD, WORKS, crashes, read_record
-from convrepro.models.build import list_models
+from convrepro.models.sources import list_models
 from convrepro.ops import OPERATORS, DepthwisePointwise
 from convrepro.report.coverage import PAGE, render_page, write_page
 from convrepro.runs import environment

@@ -115,7 +115,7 @@ def test_an_untyped_knob_of_a_users_operator_takes_anything():
     ],
 )
 def test_every_verb_rejects_a_bad_knob_before_data_and_network(word, says, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("convrepro.models.build._create", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr("convrepro.models.build.create", lambda *_: pytest.fail("a network was built"))
     monkeypatch.setattr("convrepro.cluster.slurm.queue", lambda: [])
     monkeypatch.setattr("convrepro.cluster.slurm.max_array_size", lambda: 1001)
     nowhere = ["conv=hetconv", word, f"data_root={tmp_path / 'nowhere'}", f"runs={tmp_path}", "data=cifar10"]

@@ -12,7 +12,8 @@ from torch import nn
 from convrepro.complexity import cross_check
 from convrepro.ops import ConvOperator, IGCV1Conv2d, IGCV2Conv2d, IGCV3Conv2d
 from convrepro.ops.igc import FOLDED_GROUPS, FORMS, ChannelShuffle, channel_shuffle, shuffle
-from support.operator_cases import count_paths, count_weights
+from convrepro.testing import count_weights
+from support.operator_cases import count_paths
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convrepro.ops import DepthwisePointwise, GroupPointwise, IGCV1Conv2d
-from support.operator_cases import count_paths, count_weights
+from convrepro.testing import count_weights
+from support.operator_cases import count_paths
 
 pytestmark = pytest.mark.unit
 

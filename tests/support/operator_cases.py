@@ -1,7 +1,5 @@
-"""One entry for each operator variant; `test_operators.py` runs all its tests on every entry."""
+"""One entry for each operator variant; the tests of `convrepro.testing` run on every entry."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,11 +17,7 @@ from convrepro.ops import (
     ShiftConv2d,
     SparseConv2d,
 )
-
-
-def count_weights(module: nn.Module) -> int:
-    """The number of weights, for an operator whose parameters are its weights and a bias."""
-    return sum(p.numel() for name, p in module.named_parameters() if not name.endswith("bias"))
+from convrepro.testing import OperatorCase
 
 
 def count_paths(operator: nn.Module) -> torch.Tensor:
@@ -32,36 +26,6 @@ def count_paths(operator: nn.Module) -> torch.Tensor:
         for name, parameter in operator.named_parameters():
             parameter.fill_(0 if name.endswith("bias") else 1)
         return operator.forward_exact(torch.eye(operator.in_channels)[..., None, None])[..., 0, 0].T
-
-
-@dataclass(frozen=True)
-class OperatorCase:
-    """An operator with its knobs, and what the tests need to know about it."""
-
-    name: str
-    operator: type[nn.Module]
-    knobs: dict[str, Any] = field(default_factory=dict)
-    in_channels: int = 8
-    out_channels: int = 12
-    degenerate: dict[str, Any] | None = None
-    """Constructor words (knobs among them) at which `from_conv(conv)` equals the convolution, or None."""
-    bad: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = ()
-    """Pairs (constructor words that must raise ValueError, pieces that the message must contain)."""
-    weights: Callable[[nn.Module], int] = count_weights
-    """The number of non-zero weights of the kernel, each used once for an output position."""
-    products: Callable[[nn.Module, int, int], int] | None = None
-    """Multiply-accumulates for (out_h, out_w), where a weight is not used once for each output position."""
-    multiplies: bool = True
-    """Whether each multiply-accumulate is a multiplication or a shift; otherwise most are additions."""
-    tolerance: float = 1e-5
-    """Largest absolute difference between `forward` and `forward_exact` in float32."""
-    autocast_tolerance: float = 0.05
-    """Largest absolute difference between bfloat16 autocast and float32."""
-
-    def build(self, kernel_size: Any = 3, **words: Any) -> nn.Module:
-        """The operator with this case's channels and knobs, unless `words` say otherwise."""
-        channels = {"in_channels": self.in_channels, "out_channels": self.out_channels}
-        return self.operator(**{**channels, "kernel_size": kernel_size, **self.knobs, **words})
 
 
 def hetconv_case(p: int | str, arrangement: str, in_channels: int = 8, out_channels: int = 12) -> OperatorCase:

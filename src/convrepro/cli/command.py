@@ -12,6 +12,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from convrepro.cli import cluster, dashboards, evidence, export, look, speed, training
+from convrepro.cli.selection import add_outside
+from convrepro.config import plugins
 from convrepro.config.overrides import shown
 from convrepro.errors import ConvReproError, Interrupted, SetAside, visible
 
@@ -35,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for group in GROUPS:
         group.add(verbs)
+    for verb in verbs.choices.values():
+        add_outside(verb)
     return top
 
 
@@ -94,6 +98,7 @@ def _executed(words: list[str]) -> int:
     warnings.formatwarning = _one_line
     try:
         _check_folder()
+        plugins.use(arguments.plugin, arguments.config_dir)
         return arguments.execute(arguments)
     except Interrupted as error:
         print(f"convrepro: {error}", file=sys.stderr)

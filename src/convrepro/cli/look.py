@@ -52,11 +52,12 @@ def _list(arguments: argparse.Namespace) -> int:
             print(f"convrepro: {reason}", file=sys.stderr)
         return 2 if broken else 0
     if arguments.what == "models":
-        from convrepro.models.build import list_models
+        from convrepro.models.sources import list_models
 
         print("\n".join(list_models(arguments.pattern)))
     else:
-        from convrepro.config.compose import choices, describe
+        from convrepro.config.compose import choices
+        from convrepro.config.plugins import describe
 
         group = arguments.what.removesuffix("s")
         for name in choices(group):

@@ -28,6 +28,14 @@ def add_selection(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seeds", default="", help="comma-separated seeds (default: the table's)")
 
 
+def add_outside(verb: argparse.ArgumentParser) -> None:
+    """Adds the options that name a user's own operators and configuration files."""
+    plugin = "a module of yours that registers operators, such as my_package.ops; may be given several times"
+    verb.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=plugin)
+    folder = "a folder of yours with files such as conv/my_operator.yaml; may be given several times"
+    verb.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help=folder)
+
+
 def selected(arguments: argparse.Namespace, runs: Path | None = None) -> "tuple[Table, list[Job]]":
     """The table and the jobs that the arguments of `add_selection` select.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from convrepro.cluster.manifest import Submission
 from convrepro.cluster.site import GPUS, Site
+from convrepro.config.plugins import words
 
 #: The signal that asks a run to save and to be queued again, and how many seconds before the time limit it is sent.
 NOTICE = "SIGUSR1@90"
@@ -69,7 +70,7 @@ def array_script(submission: Submission, array: Array, site: Site, table: str, c
     }
     if array.shape.gpu and not GPUS & flags.keys():
         own["gpus-per-node"] = str(array.shape.devices)
-    python = f"{site.python} -P -m convrepro.cli task {_word(submission.manifest)}"
+    python = f"{site.python} -P -m convrepro.cli task {_outside()}{_word(submission.manifest)}"
     last = array.first + array.count - 1
     return _text(
         f"{table}, submission {submission.number}: runs {array.first} to {last} of its manifest",
@@ -98,8 +99,13 @@ def collect_script(submission: Submission, site: Site, table: str, cwd: Path) ->
         "output": _pattern(submission.folder / "logs" / "collect.log"),
     }
     title = f"{table}, submission {submission.number}: gathers the results"
-    gather = f"exec {site.python} -P -m convrepro.cli gather {_word(submission.manifest)}"
+    gather = f"exec {site.python} -P -m convrepro.cli gather {_outside()}{_word(submission.manifest)}"
     return _text(title, {**own, **flags}, [*_start(cwd, site), gather])
+
+
+def _outside() -> str:
+    """The options that name the plugins and folders of `submit`, which a job has too."""
+    return "".join(f"{_word(word)} " for word in words())
 
 
 def _start(cwd: Path, site: Site) -> list[str]:

@@ -1,7 +1,5 @@
 """The cost of the network that a configuration describes."""
 
-from typing import Any
-
 import torch
 
 from convrepro import complexity
@@ -20,9 +18,9 @@ def count_network(network: torch.nn.Module, cfg: RunConfig, side: int) -> comple
     except ConvReproError:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
-        pretrained_cfg: Any = network.pretrained_cfg
-        own = "x".join(map(str, pretrained_cfg["input_size"]))
+        made_for = getattr(network, "pretrained_cfg", {}).get("input_size")
+        hint = f"; it was made for {'x'.join(map(str, made_for))}" if made_for else ""
         raise ConvReproError(
             f"{cfg.model} cannot take an image of {'x'.join(map(str, size))} (data.image_size={cfg.data.image_size}): "
-            f"{error}; it was made for {own}"
+            f"{error}{hint}"
         ) from error

@@ -15,26 +15,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from convrepro.config import plugins
 from convrepro.config.overrides import key_of, normal, parse, shown
 from convrepro.config.paths import CONF
+from convrepro.config.plugins import GROUPS
 from convrepro.config.schema import RunConfig
 from convrepro.config.secrets import is_secret, refuse_secrets
 from convrepro.config.settle import settled
 from convrepro.config.strict import text_of, validated
 from convrepro.errors import ConvReproError
 
-GROUPS = ("conv", "data", "recipe", "budget", "trainer", "logger")
-
 
 def choices(group: str) -> list[str]:
-    """The names that a config group offers."""
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-
-
-def describe(group: str, name: str) -> str:
-    """The first comment line of a config file: what the choice is."""
-    first = (CONF / group / f"{name}.yaml").read_text().splitlines()[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    """The names that a config group offers; those of plugins and of the user's folders among them."""
+    return plugins.names(group)
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
@@ -45,11 +39,12 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     composing or running it executes nothing that it names.
     """
     overrides = check_overrides(overrides)
+    plugins.load()
     try:
         composed = _composed(overrides)
         OmegaConf.resolve(composed)
         tree = _plain(composed)
-        written = _plain(_chosen(_groups(overrides)))
+        written = _plain(_chosen(_groups(overrides), plugins.revision()))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConvReproError(_explain(overrides, error)) from error
     refuse_secrets(tree)
@@ -92,7 +87,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     parsed = [parse(text) for text in overrides]
     if not all(map(_is_plain, parsed)):
         return _compose(overrides)
-    cfg = copy.deepcopy(_chosen(_groups(overrides)))
+    cfg = copy.deepcopy(_chosen(_groups(overrides), plugins.revision()))
     for override in parsed:
         key, value = override.key_or_group, override.value()
         if override.is_add() and OmegaConf.select(cfg, key) is not None:
@@ -115,13 +110,13 @@ def _groups(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 @cache
-def _chosen(choices: tuple[str, ...]) -> DictConfig:
+def _chosen(choices: tuple[str, ...], revision: tuple[object, ...]) -> DictConfig:
     return _compose(choices)
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
     with _hydra():
-        return compose("train", overrides=list(overrides))
+        return compose("train", overrides=[*plugins.search_path(), *overrides])
 
 
 @contextmanager
@@ -166,7 +161,7 @@ def _unknown_key(text: str, key: str, overrides: Sequence[str], *, added: bool) 
     if added or key in GROUPS:
         return None
     chosen = [o for o in overrides if re.fullmatch(rf"({'|'.join(GROUPS)})=\w+", o)]
-    node: Any = _chosen(tuple(chosen))
+    node: Any = _chosen(tuple(chosen), plugins.revision())
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if not OmegaConf.is_dict(node) or part not in node:

@@ -38,6 +38,8 @@ def _matches(pattern: str, rule: str) -> AfterValidator:
 
 NAME = "must be a name: a letter or digit, then letters, digits and _ . - alone, at most 100 of them"
 Name = Annotated[str, _matches(r"[A-Za-z0-9][\w.-]{0,99}", NAME)]
+MODEL = "must be a model's name, such as resnet18, torchvision:resnet18 or my_package.models:factory"
+ModelName = Annotated[str, _matches(r"[A-Za-z0-9][\w.-]{0,99}|[A-Za-z_][\w.]{0,99}:[A-Za-z_]\w{0,99}", MODEL)]
 TableName = Annotated[str, _matches(r"[\w-]{1,100}/[\w-]{1,100}", "must be a table's name, such as hetconv/table1")]
 RowName = Annotated[str, _matches(r"[a-z0-9_]{1,100}(\+[0-9a-f]{6,64})?", "must be a row's name, such as p4")]
 Arguments = dict[str, Any]
@@ -184,7 +186,7 @@ class RunConfig(Record):
     budget: Budget
     trainer: Trainer
     logger: Logger = execution()
-    model: Name
+    model: ModelName
     model_args: Arguments
     weights: Text | None
     weights_sha256: Text | None

@@ -38,7 +38,8 @@ from convrepro.evidence.coverage_record import (
     read_record,
     write_record,
 )
-from convrepro.models.build import build, list_models
+from convrepro.models.build import build
+from convrepro.models.sources import list_models
 from convrepro.models.surgery import NothingToReplace, SurgeryReport, layer_kinds
 from convrepro.ops import OPERATORS
 from convrepro.runs import environment

@@ -1,35 +1,16 @@
-"""Building of networks: any model of timm or of the zoo, with replaced convolutions and loaded weights."""
+"""Building of networks: a model by name, with replaced convolutions and loaded weights."""
 
-import difflib
-import inspect
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-import timm
-from torch import Tensor, nn
+from torch import nn
 
-import convrepro.models.zoo  # noqa: F401 (registers the zoo's models with timm)
 from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
+from convrepro.models.sources import check_model, create, renamed
 from convrepro.models.state_dict import differences, take
 from convrepro.models.surgery import SurgeryReport, check_operator, replace_convs
 from convrepro.models.weights import locate, read_checkpoint
-
-RESERVED = {
-    "num_classes": "the data set determines it",
-    "in_chans": "the data set determines it",
-    "pretrained": "give a checkpoint by weights",
-    "checkpoint_path": "give a checkpoint by weights",
-}
-
-READERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
-"""Names of the functions in timm's modules that rename the keys of checkpoints of other projects (torchvision's)."""
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the names of the models of timm and of the zoo that match a shell pattern, sorted."""
-    return timm.list_models(pattern)
 
 
 def build_network(cfg: RunConfig) -> tuple[nn.Module, SurgeryReport]:
@@ -61,6 +42,8 @@ def build(
 ) -> tuple[nn.Module, SurgeryReport]:
     """Builds the model `name` with its convolutions replaced; returns it and the report of the replacement.
 
+    The name is one of timm or the zoo, `torchvision:NAME`, or `module:function` of a plugin (see `sources`).
+
     `conv` holds the `name` of the operator, the rule `where`, and the knobs of the operator. `se_reduction` adds
     squeeze-and-excitation after each replaced convolution; networks of the zoo that define their own positions for it
     take the reduction in `model_args` instead. `init` is the scheme for fresh layers (see `ops.init`).
@@ -80,7 +63,7 @@ def build(
     """
     knobs = {key: value for key, value in conv.items() if key not in ("name", "where")}
     check_names(name, conv["name"], conv["where"], knobs)
-    network = _create(name, num_classes, in_chans, model_args or {})
+    network = create(name, num_classes, in_chans, model_args or {})
 
     def swap(**kwargs: Any) -> SurgeryReport:
         where = conv["where"]
@@ -93,13 +76,13 @@ def build(
     _check_settings(weights, content.get("settings"), name, conv, model_args or {})
     taken = take(content, network, weights)
     state = taken.state
-    renamed = _renamed(name, state, network)
-    unfit = differences(network, renamed)
+    fitting = renamed(name, state, network)
+    unfit = differences(network, fitting)
     if not unfit:
-        network.load_state_dict(renamed)
+        network.load_state_dict(fitting)
         report = swap(convert=True)
         how = f"converted to {conv['name']}" if report.replaced and conv["name"] != "standard" else "as they are"
-        keys = "" if renamed is state else ", keys renamed as timm does"
+        keys = "" if fitting is state else ", keys renamed as timm does"
         report.weights = f"weights={weights}: {taken}{keys}; loaded {how}"
         return network, report
     report = swap(state=state)
@@ -118,42 +101,8 @@ def build(
 
 def check_names(model: str, operator: str, where: str, knobs: Mapping[str, Any]) -> None:
     """Raises ConvReproError for a model, operator, rule or knob that does not exist, and for a knob of another type."""
-    if not timm.is_model(model):
-        names = timm.list_models()
-        near = [n for n in names if n.startswith(model)][:3] or difflib.get_close_matches(model, names, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ConvReproError(f"model {model!r} is neither in timm nor in the zoo{hint}")
+    check_model(model)
     check_operator(operator, where, knobs)
-
-
-def _create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str, Any]) -> nn.Module:
-    for key in model_args:
-        if key in RESERVED:
-            raise ConvReproError(f"model_args.{key} cannot be given: {RESERVED[key]}")
-    try:
-        return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **model_args)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
-        given = {"num_classes": num_classes, "in_chans": in_chans, **model_args}
-        arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
-        raise ConvReproError(f"model {name} cannot be built with {arguments}: {error}") from error
-
-
-def _renamed(name: str, state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Returns `state` with the keys of `network`.
-
-    If its keys do not fit, they are renamed by the reader of the module that defines the network, if it has one.
-    """
-    if not differences(network, state):
-        return state
-    module = sys.modules[timm.model_entrypoint(name).__module__]
-    reader = next((getattr(module, function) for function in READERS if hasattr(module, function)), None)
-    if reader is None:
-        return state
-    arguments = (dict(state), network)[: len(inspect.signature(reader).parameters)]
-    try:
-        return reader(*arguments)
-    except Exception:  # The readers do not check their keys and fail in many ways on those of another network.
-        return state
 
 
 def _check_settings(

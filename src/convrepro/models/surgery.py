@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from convrepro.config import plugins
 from convrepro.errors import ConvReproError
 from convrepro.models.knobs import check_knobs
 from convrepro.ops import LINEAR_OPERATORS, OPERATORS, SqueezeExciteConv, conv_arguments, linear_arguments
@@ -173,6 +174,7 @@ def check_operator(operator: str, where: str, knobs: Mapping[str, Any]) -> Rule:
     """Returns the rule `where`. Raises ConvReproError for an unknown operator or rule, and for a knob that the operator
     lacks or whose value has another type than its signature says.
     """
+    plugins.load()
     check_knobs(operator, _choose(OPERATORS, operator, "operator"), knobs)
     return _choose(WHERE, where, "where rule")
 

@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -141,10 +141,13 @@ class Operator(nn.Module, ABC):
 class ConvOperator(Operator):
     """Base class of the drop-ins for `nn.Conv2d`: input (B, in_channels, H, W), output (B, out_channels, H', W').
 
-    `padding` may be "same" (with stride 1) or "valid".
+    `padding` may be "same" (with stride 1) or "valid". `where` is the rule that selects the layers to replace, for an
+    operator that is registered without a configuration file.
 
     Raises ValueError for a size below 1, for channels that `groups` does not divide, and for an unknown padding mode.
     """
+
+    where: ClassVar[str] = "dense_kxk"
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convrepro.config import plugins
 from convrepro.config.compose import choices, compose_config
 from convrepro.config.nearest import nearest
 from convrepro.config.overrides import key_of, quoted, shown
@@ -44,7 +45,7 @@ class Job:
 
     @property
     def line(self) -> str:
-        return "convrepro train " + shlex.join(self.overrides)
+        return "convrepro train " + shlex.join([*self.overrides, *plugins.words()])
 
 
 def plan(

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from convrepro.config.compose import check_overrides, compose_config
 from convrepro.config.overrides import key_of, parse
 from convrepro.config.paths import CONF
+from convrepro.config.plugins import search_path
 from convrepro.config.scientific import scientific
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs import interruption
@@ -52,7 +53,8 @@ def sweep(overrides: Sequence[str]) -> int:
         try:
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
-            batches = hydra.multirun(config_name="train", task_function=_member, overrides=[*defaults, *overrides])
+            texts = [*search_path(), *defaults, *overrides]
+            batches = hydra.multirun(config_name="train", task_function=_member, overrides=texts)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConvReproError(" ".join(str(error).split())) from error
         except Exception as error:

@@ -1,0 +1,173 @@
+"""What users add from outside this package: plugins, and folders with configuration files.
+
+A plugin is a Python module that is imported before a configuration is composed, and that registers operators when it
+is imported (`convrepro.register_operator`). The option `--plugin` or the environment variable CONVREPRO_PLUGINS names
+it, or an installed package declares it as an entry point of the group `convrepro.operators`. A configuration, a table
+or a manifest cannot name one, because they are data. A folder, of `--config-dir` or CONVREPRO_CONFIG_DIR, has config
+groups such as `conv/` and `recipe/`, and its files can be chosen beside those of `conf/`.
+
+The options set the variables, so that every process that a command starts has the same plugins and folders.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from convrepro.config.overrides import shown
+from convrepro.config.paths import CONF
+from convrepro.errors import ConvReproError
+
+PLUGINS, CONFIG_DIR = "CONVREPRO_PLUGINS", "CONVREPRO_CONFIG_DIR"
+ENTRY_POINTS = "convrepro.operators"
+GROUPS = ("conv", "data", "recipe", "budget", "trainer", "logger")
+
+_offered: dict[str, tuple[str, Mapping[str, Any]]] = {}
+"""Description and content of the file in `conv/` that a registered operator would have, by its name."""
+
+
+def use(modules: Sequence[str], places: Sequence[str]) -> None:
+    """Adds plugins and folders to the environment variables of this process and of those that it starts."""
+    whole = [os.path.abspath(os.path.expanduser(place)) for place in places]
+    for variable, separator, present, added in (
+        (PLUGINS, ",", plugins(), modules),
+        (CONFIG_DIR, os.pathsep, map(str, _places()), whole),
+    ):
+        if added:
+            os.environ[variable] = separator.join(dict.fromkeys([*present, *added]))
+
+
+def plugins() -> list[str]:
+    """The modules that CONVREPRO_PLUGINS names."""
+    return [word for text in os.environ.get(PLUGINS, "").split(",") if (word := text.strip())]
+
+
+def folders() -> list[Path]:
+    """The user's folders with configuration files.
+
+    Raises ConvReproError for one that does not exist or has no config group, and for a file that has the name of one
+    of `conf/`, which would not be read.
+    """
+    places = _places()
+    for place in places:
+        if not place.is_dir():
+            raise ConvReproError(f"--config-dir {shown(str(place))} is not a folder")
+        found = [path for group in GROUPS for path in sorted((place / group).glob("*.yaml"))]
+        if not found:
+            raise ConvReproError(
+                f"--config-dir {shown(str(place))} has no configuration; it needs a file such as "
+                f"conv/my_operator.yaml, in a folder of the name of a config group: {', '.join(GROUPS)}"
+            )
+        if taken := [path for path in found if (CONF / path.parent.name / path.name).exists()]:
+            raise ConvReproError(
+                f"{taken[0]} has the name of a file of convrepro, which would be read in its place; give it another"
+            )
+    return places
+
+
+def words() -> list[str]:
+    """The options that give another command the plugins and folders of this one."""
+    modules = [word for module in plugins() for word in ("--plugin", module)]
+    return modules + [word for place in _places() for word in ("--config-dir", str(place))]
+
+
+def load() -> None:
+    """Imports the plugins, once in a process.
+
+    Raises ConvReproError for one that is not the name of a module, that cannot be imported, or that registers an
+    operator which breaks a rule.
+    """
+    _load_installed()
+    for module in plugins():
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ConvReproError(
+                f"plugin {shown(module)} is not the name of a module; write it as in an import, such as my_package.ops"
+            )
+        _import(module, f"plugin {module}")
+
+
+def provides(module: str) -> bool:
+    """Whether `module` belongs to the package of a plugin, so that a configuration may name what it defines."""
+    load()
+    installed = {entry.module for entry in entry_points(group=ENTRY_POINTS)}
+    return module.partition(".")[0] in {name.partition(".")[0] for name in (*plugins(), *installed)}
+
+
+def offer(name: str, about: str, content: Mapping[str, Any]) -> None:
+    """Makes `conv=<name>` a choice with this content, where no file of that name is there to say otherwise."""
+    from hydra.core.config_store import ConfigStore  # slow, and not needed to show what is on record
+
+    ConfigStore.instance().store(name=name, node=dict(content), group="conv", provider="convrepro")
+    _offered[name] = (about, content)
+
+
+def names(group: str) -> list[str]:
+    """The choices of a config group, sorted."""
+    load()
+    files = (path.stem for place in (CONF, *folders()) for path in (place / group).glob("*.yaml"))
+    return sorted({*files, *(_offered if group == "conv" else ())})
+
+
+def describe(group: str, name: str) -> str:
+    """What a choice is: the comment in the first line of its file, or the summary of an operator without a file."""
+    path = _file(group, name)
+    if path is None:
+        return _offered[name][0]
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def knobs(operator: str) -> dict[str, Any]:
+    """The content of an operator's file, or what stands in its place; empty for an operator that is not known."""
+    path = _file("conv", operator)
+    return dict(_read(path) if path else _offered.get(operator, ("", {}))[1])
+
+
+def revision() -> tuple[object, ...]:
+    """What the choices of the groups depend on besides the files of `conf/`."""
+    return (*folders(), *((name, repr(content)) for name, (_, content) in _offered.items()))
+
+
+def search_path() -> list[str]:
+    """The override by which Hydra finds the files in the user's folders."""
+    listed = ",".join("'file://" + str(place).replace("'", r"\'") + "'" for place in folders())
+    return [f"hydra.searchpath=[{listed}]"] if listed else []
+
+
+def _places() -> list[Path]:
+    return [Path(text) for text in os.environ.get(CONFIG_DIR, "").split(os.pathsep) if text]
+
+
+def _file(group: str, name: str) -> Path | None:
+    paths = [place / group / f"{name}.yaml" for place in (CONF, *_places())]
+    return next((path for path in paths if path.is_file()), None)
+
+
+@cache
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _load_installed() -> None:
+    for entry in entry_points(group=ENTRY_POINTS):
+        owner = f" of the installed package {entry.dist.name}" if entry.dist else ""
+        _import(entry.module, f"entry point {entry.name} = {entry.value}{owner}")
+
+
+def _import(module: str, what: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ConvReproError as error:
+        raise ConvReproError(f"{what}: {error}") from error
+    except (Exception, SystemExit) as error:  # the module is a user's, and can raise anything
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and module.partition(".")[0] == error.name:
+            hint = "; install it, or put the folder that it is in on PYTHONPATH"
+        reason = " ".join(str(error).split())
+        raise ConvReproError(f"{what} cannot be imported: {type(error).__name__}: {reason}{hint}") from error
