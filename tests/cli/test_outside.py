@@ -49,7 +49,7 @@ def test_it_is_listed_and_counted(typed):
     # 3x3 from 8 channels: 8 filters at 14x14, 16 at 7x7; half of them are convolved, half are 5x5 of the others
     ghosts = (4 * 8 * 9 + 4 * 25) * 14 * 14 + (8 * 8 * 9 + 8 * 25) * 7 * 7
     assert f"{(ghosts + 72 * 14 * 14 + 160) / 1000:.2f} k MACs" in counted
-    assert counted.count("GhostConv2d") == 2
+    assert counted.count("GhostConv2d") == 4  # two layers, and the norms in each
     assert counted == typed("count", *NETWORK, CONVREPRO_PLUGINS="outside_ops.operators", CONVREPRO_CONFIG_DIR="conf")
 
 

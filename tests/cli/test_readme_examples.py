@@ -31,25 +31,29 @@ def files(text: str) -> list[str]:
 
 
 def follow(project: Path, block: str) -> None:
-    """Do what the block's first line says: `# FILE` writes the file, `# FILE: ... NAME` adds lines to NAME there."""
+    """Write the file that the block's first line names."""
     first, body = block.split("\n", 1)
-    file, _, words = first.removeprefix("# ").partition(":")
-    path = project / file
-    if not words:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(body)
-        return
-    imports = "".join(line for line in body.splitlines(keepends=True) if line.startswith("from "))
-    text, added = path.read_text(), body.removeprefix(imports)
-    opening = re.search(rf"^{words.split()[-1]}\b.*[\[{{]\n", text, re.MULTILINE)
-    text = text[: opening.end()] + added + text[opening.end() :]
-    start = re.search(r"^(from|import) ", text, re.MULTILINE).start()
-    path.write_text(text[:start] + imports + text[start:])
+    path = project / first.removeprefix("# ")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(body)
+
+
+def commands(text: str) -> list[str]:
+    """The lines to type, without those that set variables."""
+    return [line for line in "".join(blocks(text, "bash")).splitlines() if not line.startswith("export ")]
+
+
+def exported(project: Path) -> dict[str, str]:
+    """The variables that the README sets for an operator's commands, and all that follow in the same shell."""
+    (line,) = re.findall(r"^export (.*?)\s*#", section("Add an operator"), re.MULTILINE)
+    return dict(word.replace("$PWD", str(project)).split("=", 1) for word in line.split())
 
 
 def type_in(project: Path, line: str) -> str:
     words = line.split("#")[0].split()
-    environment = {**os.environ, "PYTHONPATH": str(project / "src"), "WANDB_MODE": "offline"}
+    variables = exported(project)
+    path = os.pathsep.join([str(project / "src"), variables.pop("PYTHONPATH")])
+    environment = {**os.environ, **variables, "PYTHONPATH": path, "WANDB_MODE": "offline"}
     if words[0] == "convrepro":
         done = convrepro(*words[1:], cwd=project, env=environment)
     else:
@@ -63,7 +67,7 @@ def type_in(project: Path, line: str) -> str:
 def project(tmp_path_factory):
     """A copy of the project, with the operator of the README added; the table uses it."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("src", "conf", "reproductions", "tests"):
+    for name in ("src", "conf", "reproductions"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
@@ -78,8 +82,7 @@ def test_a_section_is_under_30_lines(heading):
 
 
 def test_the_operator_is_counted_and_tested(project):
-    lines = "".join(blocks(section("Add an operator"), "bash")).splitlines()
-    outputs = {line.split()[0]: type_in(project, line) for line in lines}
+    outputs = {line.split()[0]: type_in(project, line) for line in commands(section("Add an operator"))}
     assert "FixedPointwise" in outputs["convrepro"]
     assert re.search(r"\d\d passed", outputs["pytest"])
 
@@ -88,7 +91,7 @@ def test_the_table_is_counted_run_and_shown(project):
     text = section("Add a table")
     for part in files(text):
         follow(project, part)
-    counted, trained = (type_in(project, line) for line in "".join(blocks(text, "bash")).splitlines())
+    counted, trained = (type_in(project, line) for line in commands(text))
     assert "40.55" in counted
     assert "static-ok" in counted
     assert trained.count("smoke ") >= 2

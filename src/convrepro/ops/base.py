@@ -94,7 +94,12 @@ class Operator(nn.Module, ABC):
     """Base class of all operators.
 
     An operator takes the arguments of the layer that it replaces, in the same order. Its own knobs are keyword-only
-    and are stored as attributes of the same name. `forward` never changes a parameter.
+    and are stored as attributes of the same name. `forward` never changes a parameter. Weights have two or more
+    dimensions; norms, scalars and buffers may be inside, too.
+
+    A subclass defines `macs`, `reset_parameters` and `forward`. Where the definition allows it, it also has `from_conv`
+    (or `from_linear`), a class method that converts a trained layer: `from_conv(conv, **knobs)`; `deployed`; `_scale_`,
+    so that a batch norm behind it can be folded; and `forward_exact`, where `forward` executes more than `macs` says.
     """
 
     bias: nn.Parameter | None
@@ -113,7 +118,10 @@ class Operator(nn.Module, ABC):
 
     @abstractmethod
     def macs(self, out_h: int, out_w: int) -> int:
-        """Returns the multiply-accumulates for one image with out_h x out_w output positions, without the bias."""
+        """Returns the multiply-accumulates for one image with out_h x out_w output positions, without bias and norms.
+
+        Where a part acts on the positions of the input, these are those of the largest input that has this output.
+        """
 
     def multiplications(self, out_h: int, out_w: int) -> int:
         """Returns how many of the multiplications in `macs` remain multiplications."""

@@ -64,7 +64,7 @@ def is_of_a_norm(operator: nn.Module, name: str) -> bool:
     return isinstance(operator.get_submodule(name.rpartition(".")[0]), NORMS)
 
 
-def modes(operator: nn.Module) -> Iterator[nn.Module]:
+def modes(operator: nn.Module) -> Iterator[Any]:
     """The operator in each mode in which the output for an image depends on that image alone."""
     if not any(isinstance(module, NORMS) for module in operator.modules()):
         yield operator.train()
