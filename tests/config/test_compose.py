@@ -6,8 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from convrepro.config.compose import GROUPS, choices, compose_config, describe
+from convrepro.config.compose import GROUPS, choices, compose_config
 from convrepro.config.paths import CONF
+from convrepro.config.plugins import describe
 from convrepro.errors import ConvReproError
 from convrepro.tables import list_tables, load_table
 
