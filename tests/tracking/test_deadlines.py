@@ -98,7 +98,7 @@ def manifest(folder: Path) -> Path:
 
 
 def test_verbs_that_train_record_offline_and_end_in_time(tmp_path):
-    tables = small_table.write(tmp_path / "tables", LAB, "lab/tiny")
+    lab = {"CONVREPRO_TABLES": str(small_table.write(tmp_path / "tables", LAB, "lab/tiny"))}
     ours = [*SMALL, f"logger.timeout={LONGER}", "logger.mode=online", f"runs={tmp_path}"]
     verbs = {
         "train": (["train", *named([*SHIFT, *ours])], "accepts"),
@@ -108,8 +108,8 @@ def test_verbs_that_train_record_offline_and_end_in_time(tmp_path):
     }
     with ExitStack() as stack:
         started = [
-            Watched(words, stack.enter_context(SilentServer(kind)), tmp_path, CONVREPRO_TABLES=str(tables))
-            for words, kind in verbs.values()
+            Watched(words, stack.enter_context(SilentServer(kind)), tmp_path, **(lab if verb == "run" else {}))
+            for verb, (words, kind) in verbs.items()
         ]
         for verb in started:
             assert verb.ended() == 0, verb.output

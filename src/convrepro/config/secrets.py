@@ -25,7 +25,7 @@ KEY = re.compile(
 _FORMER = re.compile(r"(?:^|=)['\"]?[0-9a-f]{40}['\"]?$")
 #: A secret's whole name and the text that is assigned to it: `token=abc`, but neither `token_mixer=x` nor `token=true`.
 _ASSIGNED = re.compile(
-    r"(?<![^\W_])((?:api_?key|token|jwt|secret|passw(?:or)?d|credentials?|signature|private_?key)\s*[=:])\s*"
+    r"(?<![\w-])((?:[\w-]*[_-])?(?:api_?key|token|jwt|secret|passw(?:or)?d|credentials?|signature|private_?key))\s*[=:]\s*"
     r"['\"]?(?![\d.]*$|(?:true|false|null|none)\b|[$`])[^\s'\"]",
     re.IGNORECASE,
 )
@@ -58,7 +58,7 @@ def secret_in(text: str) -> str | None:
     if KEY.search(text):
         return "a text that has the form of a key"
     if assigned := _ASSIGNED.search(text):
-        return f"what is given by {assigned[1].strip()}"
+        return f"what is given by {assigned[1]}="
     for name, value in os.environ.items():
         if len(value) >= _LONG and value[0] not in "/~." and is_secret(name) and value in text:
             return f"the value of the environment variable {name}"
