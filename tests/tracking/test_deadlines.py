@@ -32,7 +32,7 @@ TIMEOUT = 2
 #: `logger.timeout` of trainings, which open a run a second time, offline, however busy the machine is.
 LONGER = 8
 #: Seconds that a busy machine takes for what has no bound: to schedule a process, to end an interpreter.
-SLACK = 20
+SLACK = 60
 SMALL = ["trainer=cpu", "recipe.epochs=1", "budget.train_examples=64", "budget.test_examples=50"]
 PATIENTLY = {**composed()["logger"], "timeout": PATIENT}
 NO_ANSWER = r"cannot be used: there was no answer within \d+ s"
