@@ -1,4 +1,4 @@
-"""What must never reach a record: passwords and keys, in the configuration of a run or in what a cluster is told.
+"""What must never reach a record: passwords and keys, in the configuration of a run or in the words of a job.
 
 Configurations, manifests, results, job scripts and W&B keep their texts for ever. Every run is composed through
 `refuse_secrets`, so that whatever is written of a run later has none.
@@ -91,7 +91,7 @@ def _texts(content: object) -> Iterator[str]:
 def _split(url: str) -> SplitResult | None:
     try:
         return urlsplit(url)
-    except ValueError:  # an address that is none
+    except ValueError:  # not an address
         return None
 
 

@@ -107,7 +107,7 @@ class RunLogger:
 
     @never_raises
     def finish(self, final: Mapping[str, Any]) -> None:
-        """Write the final summary and close the run; what was recorded offline is whole on the disk afterwards."""
+        """Write the final summary and close the run; what was recorded offline is complete on the disk afterwards."""
         self.run.summary.update(dict(final))
         if self.checkpoint and self.checkpoint.exists():
             artifact = wandb.Artifact(f"model-{self.run.id}", type="model", metadata=dict(final))

@@ -271,9 +271,9 @@ def _recorded(cfg: RunConfig, overrides: Sequence[str]) -> list[str]:
 def _finished(
     cfg: RunConfig, protocol: Protocol, folder: Path, echo: Callable[[str], None], repair: bool = False
 ) -> Result | None:
-    """The result of this protocol in `folder`, or None; with `repair` a torn one is moved out of the way.
+    """The result of this protocol in `folder`, or None; with `repair` a damaged one is moved out of the way.
 
-    A torn one is no loss where it can be made again without training twice: from the last checkpoint, which holds the
+    A damaged result is no loss if it can be written again without training twice: from the last checkpoint, which holds the
     history, or by evaluating again. Elsewhere the error is for the user to decide.
     """
     try:
@@ -283,7 +283,7 @@ def _finished(
             raise ConvReproError(f"{error}, and there is no checkpoint: move it away to train anew") from error
         if repair:
             torn = (folder / FILE).rename(folder / f"{FILE}.torn")
-            echo(f"{error}: moved to {torn.name}, and made again without training")
+            echo(f"{error}: moved to {torn.name}, and written again without training")
         return None
     if result:
         echo(f"{folder}: finished, top-1 {result['metrics']['last']['top1']:.2f} %; skipped")
@@ -294,7 +294,7 @@ def _write(folder: Path, result: Result) -> None:
     try:
         write_json(folder / FILE, result)
     except ConvReproError as error:
-        whole = f"{folder / LAST} is whole, and the same command goes on from it without training again"
+        whole = f"{folder / LAST} is intact, and the same command continues from it without training again"
         raise ConvReproError(f"{error}; {whole}" if (folder / LAST).exists() else str(error)) from error
 
 
