@@ -189,7 +189,7 @@ MpiDefault=none
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 PriorityType=priority/basic
-KillWait=30
+KillWait=5
 InactiveLimit=0
 MinJobAge=3600
 SlurmctldTimeout=30
