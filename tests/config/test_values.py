@@ -68,7 +68,7 @@ def never(v: Value) -> bool:
 
 
 def devices(v: Value) -> bool:
-    return (v in (1, 2) and type(v) is int) or v in ([1], [0, 1])
+    return v in (1, 2) and type(v) is int
 
 
 #: What each key may be, written by hand. A batch of 128 is divided by 1, 2 or two devices alone.

@@ -211,7 +211,7 @@ def test_an_unfit_checkpoint_in_the_run_folder_is_named_and_not_overwritten(tmp_
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu_is_one_sentence(tmp_path):
-    with pytest.raises(ConvReproError, match=r"trainer=.*gpu.*does not fit this machine"):
+    with pytest.raises(ConvReproError, match=r"trainer: accelerator=gpu, .*does not fit this machine"):
         train(["model=deepshift_mnist_fc", "trainer=gpu", "logger=none"], tmp_path)
 
 

@@ -156,6 +156,13 @@ class Trainer(Record):
     num_workers: Annotated[int, Field(ge=0, le=1024)] = execution()
     checkpoint_steps: Count | None = execution()
 
+    @model_validator(mode="after")
+    def _numbers_are_of_gpus(self) -> "Trainer":
+        if self.accelerator == "cpu" and not isinstance(self.devices, int):
+            rule = "names devices by their numbers, which a CPU does not have; give the number of processes, such as 1"
+            raise Rule("trainer.devices", self.devices, rule)
+        return self
+
     @property
     def devices_per_node(self) -> int:
         return self.devices if isinstance(self.devices, int) else len(self.devices)

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from convrepro.complexity.network import count_network
 from convrepro.config.overrides import key_of
 from convrepro.config.schema import RunConfig
-from convrepro.config.strict import NotJson
+from convrepro.config.strict import NotJson, text_of
 from convrepro.data import ImageData
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.models.build import build_network
@@ -230,8 +230,12 @@ def assemble(
     try:
         with _quiet():
             trainer = L.Trainer(plugins=[files, *_cluster(cfg.trainer.processes)], **arguments)
-    except (MisconfigurationException, ValueError) as error:
-        raise ConvReproError(f"trainer={cfg.trainer.model_dump()} does not fit this machine: {error}") from error
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        asked = ", ".join(
+            f"{key}={text_of(getattr(cfg.trainer, key))}" for key in ("accelerator", "devices", "strategy")
+        )
+        reason = " ".join(str(error).split())
+        raise ConvReproError(f"trainer: {asked} does not fit this machine: {reason}") from error
     trainer.precision_plugin.convert_module(module)  # Lightning does it after a checkpoint is loaded, which rounds that
     return module, trainer, logger
 
@@ -273,8 +277,8 @@ def _finished(
 ) -> Result | None:
     """The result of this protocol in `folder`, or None; with `repair` a damaged one is moved out of the way.
 
-    A damaged result is no loss if it can be written again without training twice: from the last checkpoint, which holds the
-    history, or by evaluating again. Elsewhere the error is for the user to decide.
+    A damaged result is no loss if it can be written again without training twice: from the last checkpoint, which holds
+    the history, or by evaluating again. Elsewhere the error is for the user to decide.
     """
     try:
         result = finished(folder, protocol)
