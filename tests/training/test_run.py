@@ -215,6 +215,12 @@ def test_a_missing_gpu_is_one_sentence(tmp_path):
         train(["model=deepshift_mnist_fc", "trainer=gpu", "logger=none"], tmp_path)
 
 
+def test_several_nodes_without_a_launcher_are_one_sentence(tmp_path):
+    words = ["model=deepshift_mnist_fc", "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2", "logger=none"]
+    with pytest.raises(ConvReproError, match="trainer.num_nodes=2 needs processes on each node; start them by"):
+        train(words, tmp_path)
+
+
 def test_a_run_of_one_device_ignores_the_tasks_of_its_shell(tmp_path, monkeypatch):
     """As in `salloc --ntasks=4`, where somebody tries one run."""
     shell = {"JOB_ID": "7", "NTASKS": "4", "NTASKS_PER_NODE": "4", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}

@@ -1,6 +1,7 @@
 """One run: build, fit or evaluate, write result.json. Everything else in the suite goes through here."""
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,7 @@ def run(
     table = table or (load_table(cfg.table) if cfg.table else None)
     if table:
         check_row(cfg, table, overrides)
+    _check_nodes(cfg.trainer.num_nodes)
     rehearse(cfg)
     protocol = protocol_of(cfg)
     identity = identity_of(cfg, overrides, protocol)
@@ -238,6 +240,15 @@ def assemble(
         raise ConvReproError(f"trainer: {asked} does not fit this machine: {reason}") from error
     trainer.precision_plugin.convert_module(module)  # Lightning does it after a checkpoint is loaded, which rounds that
     return module, trainer, logger
+
+
+def _check_nodes(nodes: int) -> None:
+    """Raises ConvReproError where several nodes are asked for and nobody starts the processes of the others."""
+    launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect() or "NODE_RANK" in os.environ
+    if nodes > 1 and not launched:
+        raise ConvReproError(
+            f"trainer.num_nodes={nodes} needs processes on each node; start them by `convrepro submit`, srun or torchrun"
+        )
 
 
 def _cluster(processes: int) -> list[ClusterEnvironment]:
