@@ -39,7 +39,8 @@ from convrepro.evidence.coverage_record import (
     write_record,
 )
 from convrepro.models.build import build, list_models
-from convrepro.models.surgery import NothingToReplace, SurgeryReport, layer_kinds
+from convrepro.models.layers import layer_kinds
+from convrepro.models.surgery import NothingToReplace, SurgeryReport
 from convrepro.ops import OPERATORS
 from convrepro.runs import environment
 
