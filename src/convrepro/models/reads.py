@@ -143,8 +143,14 @@ class _Frame(ast.NodeVisitor):
 
     def visit_Assign(self, node: ast.Assign) -> None:
         value = self.visit(node.value)
+        parts = node.value.elts if isinstance(node.value, ast.Tuple) else []
         for target in node.targets:
-            self._bind(target, value)
+            names = target.elts if isinstance(target, ast.Tuple) else []
+            if names and len(names) == len(parts):
+                for name, part in zip(names, parts, strict=True):
+                    self._bind(name, self._unpacked(name, self.visit(part)))
+            else:
+                self._bind(target, self._unpacked(target, value))
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
@@ -190,6 +196,12 @@ class _Frame(ast.NodeVisitor):
                 self._bind(part, value)
         else:
             self.visit(target)
+
+    def _unpacked(self, target: ast.expr, value: Modules) -> Modules:
+        """What the names of `target` may be: where there are several, the elements of the value."""
+        if isinstance(target, ast.Tuple | ast.List):
+            return value | {element for module in value for element in _elements(module)}
+        return value
 
     def _items(self, node: ast.expr) -> Modules:
         """What a loop over the expression goes through."""

@@ -23,6 +23,7 @@ from convrepro.models.layers import (
 )
 from convrepro.models.pairs import Layer, Site
 from convrepro.ops import LINEAR_OPERATORS, OPERATORS, SqueezeExciteConv, conv_arguments, linear_arguments
+from convrepro.ops import knobs as knobs_of
 
 T = TypeVar("T")
 Unfit = Literal["refuse", "keep"]
@@ -93,8 +94,10 @@ class SurgeryReport:
 
 
 def _title(entry: Entry, several: bool) -> str:
-    knobs = ", ".join(f"{key}={value}" for key, value in entry.knobs.items())
-    return f"{entry.operator}({knobs})" if several and knobs else entry.operator
+    """The operator, in a plan of several with the knobs that are not the defaults of its signature."""
+    known = knobs_of(OPERATORS[entry.operator])
+    given = ", ".join(f"{key}={value}" for key, value in entry.knobs.items() if known[key] != value)
+    return f"{entry.operator}({given})" if several and given else entry.operator
 
 
 def replace_convs(
