@@ -93,6 +93,7 @@ KINDS = {
     "conv.include": patterns,
     "conv.exclude": patterns,
     "conv.unfit": never,
+    "conv.entries": never,
     "data.name": name,
     "data.root": text,
     "data.download": flag,
