@@ -63,6 +63,10 @@ def mapping(v: Value) -> bool:
     return isinstance(v, dict)
 
 
+def patterns(v: Value) -> bool:
+    return text(v) or (isinstance(v, list) and all(map(text, v)))
+
+
 def never(v: Value) -> bool:
     return False
 
@@ -86,6 +90,10 @@ KINDS = {
     "row": one_of(None),
     "conv.name": name,
     "conv.where": text,
+    "conv.include": patterns,
+    "conv.exclude": patterns,
+    "conv.unfit": never,
+    "conv.entries": never,
     "data.name": name,
     "data.root": text,
     "data.download": flag,

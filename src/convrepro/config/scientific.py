@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from convrepro.config.overrides import settings
-from convrepro.config.paths import CONF
+from convrepro.config.plan import defaults, whole_plan
 from convrepro.config.schema import EXECUTION, RunConfig
 from convrepro.errors import ConvReproError
 
@@ -26,7 +25,7 @@ def scientific(config: RunConfig | Mapping[str, Any]) -> Tree:
     tree = config.model_dump() if isinstance(config, RunConfig) else dict(config)
     conv = tree.get("conv") or {}
     settings = {key: value for key, value in _scientific(RunConfig, tree).items() if key not in APART}
-    return settings | {"conv": _whole({**_knobs(str(conv.get("name"))), **conv})}
+    return settings | {"conv": _whole(whole_plan({**defaults(conv), **conv}))}
 
 
 def differences(was: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -81,10 +80,3 @@ def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         return int(value)
     return value
-
-
-@cache
-def _knobs(operator: str) -> Tree:
-    """The knobs of an operator with the defaults of its file; none for an operator that has no file."""
-    path = CONF / "conv" / f"{operator}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -10,10 +10,11 @@ import timm
 from torch import Tensor, nn
 
 import convrepro.models.zoo  # noqa: F401 (registers the zoo's models with timm)
-from convrepro.config.schema import RunConfig
+from convrepro.config.schema import Conv, RunConfig
+from convrepro.config.strict import Record, validated
 from convrepro.errors import ConvReproError
 from convrepro.models.state_dict import differences, take
-from convrepro.models.surgery import SurgeryReport, check_operator, replace_convs
+from convrepro.models.surgery import Entry, SurgeryReport, check_operator, replace_by_plan
 from convrepro.models.weights import locate, read_checkpoint
 
 RESERVED = {
@@ -25,6 +26,12 @@ RESERVED = {
 
 READERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 """Names of the functions in timm's modules that rename the keys of checkpoints of other projects (torchvision's)."""
+
+
+class _Settings(Record):
+    """What `build` gets, named as users type it."""
+
+    conv: Conv
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -61,7 +68,8 @@ def build(
 ) -> tuple[nn.Module, SurgeryReport]:
     """Builds the model `name` with its convolutions replaced; returns it and the report of the replacement.
 
-    `conv` holds the `name` of the operator, the rule `where`, and the knobs of the operator. `se_reduction` adds
+    `conv` holds the `name` of the operator, the rule `where`, and the knobs of the operator, or a layer plan (see
+    `config.schema.Conv`). `se_reduction` adds
     squeeze-and-excitation after each replaced convolution; networks of the zoo that define their own positions for it
     take the reduction in `model_args` instead. `init` is the scheme for fresh layers (see `ops.init`).
 
@@ -78,19 +86,19 @@ def build(
     with another model, other `model_args` or (unless its operator is "standard") another `conv`. It also raises as
     `surgery.replace_convs` does.
     """
-    knobs = {key: value for key, value in conv.items() if key not in ("name", "where")}
-    check_names(name, conv["name"], conv["where"], knobs)
+    settings = validated(_Settings, {"conv": dict(conv)}).conv
+    check_names(name, settings)
     network = _create(name, num_classes, in_chans, model_args or {})
 
     def swap(**kwargs: Any) -> SurgeryReport:
-        where = conv["where"]
-        return replace_convs(network, conv["name"], where, knobs, se_reduction=se_reduction, init=init, **kwargs)
+        plan = [Entry(e.name, e.where, e.knobs, e.include, e.exclude) for e in settings.plan]
+        return replace_by_plan(network, plan, unfit=settings.unfit, se_reduction=se_reduction, init=init, **kwargs)
 
     if weights is None:
         return network, swap()
     path = locate(weights, weights_sha256)
     content = read_checkpoint(path)
-    _check_settings(weights, content.get("settings"), name, conv, model_args or {})
+    _check_settings(weights, content.get("settings"), name, settings.model_dump(), model_args or {})
     taken = take(content, network, weights)
     state = taken.state
     renamed = _renamed(name, state, network)
@@ -98,7 +106,7 @@ def build(
     if not unfit:
         network.load_state_dict(renamed)
         report = swap(convert=True)
-        how = f"converted to {conv['name']}" if report.replaced and conv["name"] != "standard" else "as they are"
+        how = f"converted to {settings.title}" if report.replaced and settings.name != "standard" else "as they are"
         keys = "" if renamed is state else ", keys renamed as timm does"
         report.weights = f"weights={weights}: {taken}{keys}; loaded {how}"
         return network, report
@@ -109,21 +117,25 @@ def build(
         more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
         raise ConvReproError(
             f"weights {weights} do not fit {name} with num_classes={num_classes}, in_chans={in_chans}, neither as timm "
-            f"builds it nor with {conv['name']}: {', '.join(fewest[:3])}{more}"
+            f"builds it nor with {settings.title}: {', '.join(fewest[:3])}{more}"
         )
     network.load_state_dict(state)
-    report.weights = f"weights={weights}: {taken}; loaded as they are, with {conv['name']} in place"
+    report.weights = f"weights={weights}: {taken}; loaded as they are, with {settings.title} in place"
     return network, report
 
 
-def check_names(model: str, operator: str, where: str, knobs: Mapping[str, Any]) -> None:
+def check_names(model: str, conv: Conv) -> None:
     """Raises ConvReproError for a model, operator, rule or knob that does not exist, and for a knob of another type."""
     if not timm.is_model(model):
         names = timm.list_models()
         near = [n for n in names if n.startswith(model)][:3] or difflib.get_close_matches(model, names, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConvReproError(f"model {model!r} is neither in timm nor in the zoo{hint}")
-    check_operator(operator, where, knobs)
+    for index, entry in enumerate(conv.plan):
+        try:
+            check_operator(entry.name, entry.where, entry.knobs)
+        except ConvReproError as error:
+            raise ConvReproError(f"conv.entries[{index}]: {error}" if conv.entries else str(error)) from None
 
 
 def _create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str, Any]) -> nn.Module:
