@@ -217,7 +217,7 @@ def test_a_missing_gpu_is_one_sentence(tmp_path):
 
 def test_several_nodes_without_a_launcher_are_one_sentence(tmp_path):
     words = ["model=deepshift_mnist_fc", "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2", "logger=none"]
-    with pytest.raises(ConvReproError, match="trainer.num_nodes=2 needs processes on each node; start them by"):
+    with pytest.raises(ConvReproError, match=r"trainer\.num_nodes=2 needs processes on each node"):
         train(words, tmp_path)
 
 

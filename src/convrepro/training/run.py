@@ -247,7 +247,7 @@ def _check_nodes(nodes: int) -> None:
     launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect() or "NODE_RANK" in os.environ
     if nodes > 1 and not launched:
         raise ConvReproError(
-            f"trainer.num_nodes={nodes} needs processes on each node; start them by `convrepro submit`, srun or torchrun"
+            f"trainer.num_nodes={nodes} needs processes on each node: use `convrepro submit`, srun or torchrun"
         )
 
 
