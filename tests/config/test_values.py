@@ -93,7 +93,7 @@ KINDS = {
     "conv.include": patterns,
     "conv.exclude": patterns,
     "conv.unfit": never,
-    "conv.entries": never,
+    "conv.entries": one_of(None),
     "data.name": name,
     "data.root": text,
     "data.download": flag,
