@@ -244,11 +244,11 @@ def assemble(
 
 def _check_nodes(nodes: int) -> None:
     """Raises ConvReproError where several nodes are asked for and nobody starts the processes of the others."""
-    launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect() or "NODE_RANK" in os.environ
-    if nodes > 1 and not launched:
-        raise ConvReproError(
-            f"trainer.num_nodes={nodes} needs processes on each node: use `convrepro submit`, srun or torchrun"
-        )
+    if nodes == 1 or "NODE_RANK" in os.environ or SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+        return
+    raise ConvReproError(
+        f"trainer.num_nodes={nodes} needs processes on each node: use `convrepro submit`, srun or torchrun"
+    )
 
 
 def _cluster(processes: int) -> list[ClusterEnvironment]:
