@@ -72,7 +72,7 @@ def never(v: Value) -> bool:
 
 
 def devices(v: Value) -> bool:
-    return v in (1, 2) and type(v) is int
+    return (v in (1, 2) and type(v) is int) or v in ([1], [0, 1])
 
 
 #: What each key may be, written by hand. A batch of 128 is divided by 1, 2 or two devices alone.
