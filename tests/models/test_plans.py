@@ -2,7 +2,6 @@
 
 import copy
 import re
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -20,14 +19,6 @@ from convrepro.models.surgery import Entry, NothingToReplace, SurgeryReport, rep
 from convrepro.ops import GroupPointwise, HetConv2d, ShiftConv2d
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def stages() -> nn.Sequential:

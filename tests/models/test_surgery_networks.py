@@ -2,7 +2,6 @@
 
 import copy
 import re
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -26,15 +25,6 @@ NETWORKS = {
 }
 
 SEPARABLE = ["mobilenet_v1_cifar", "mobilenetv1_100", "mobilenetv2_100", "efficientnet_b0"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors: a second thread costs more than it saves, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
