@@ -270,7 +270,7 @@ start_munge() {
   rm -f "$folder"/munge/socket*
   munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/run/munged.pid" \
     --log-file="$folder/log/munged.log" --seed-file="$folder/munge/seed" >/dev/null 2>&1
-  wait_for 10 munged munge -n -S "$folder/munge/socket"
+  wait_for 60 munged munge -n -S "$folder/munge/socket"
 }
 
 start_accounting() {

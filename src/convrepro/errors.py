@@ -18,7 +18,7 @@ def visible(text: str) -> str:
 
 
 class ConvReproError(ValueError):
-    """Bad input, told in one sentence; the command line prints it without a traceback and exits with 2."""
+    """Bad input, described in one sentence; the command line prints it without a traceback and exits with 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(message))

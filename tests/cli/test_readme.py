@@ -26,8 +26,9 @@ EXAMPLES = [line.split("#")[0].strip() for line in LINES]
 
 
 def variants(overrides: list[str]) -> list[list[str]]:
-    """Each combination of a sweep's comma-separated values."""
-    choices = [[f"{o.split('=')[0]}={value}" for value in o.split("=", 1)[1].split(",")] for o in overrides]
+    """Each combination of a sweep's comma-separated values; a list is one value."""
+    pairs = [o.split("=", 1) for o in overrides]
+    choices = [[f"{k}={part}" for part in ([v] if v.startswith("[") else v.split(","))] for k, v in pairs]
     return [list(words) for words in product(*choices)]
 
 

@@ -22,8 +22,8 @@ from support.table_on_cluster import Lab, result
 pytestmark = [pytest.mark.cluster]
 
 SEED = int(os.environ.get("CONVREPRO_CHAOS_SEED", "0"))
-EPOCHS = 15
-KILLS, TERMINATIONS, PREEMPTIONS = 5, 4, 3
+EPOCHS = 12
+KILLS, TERMINATIONS, PREEMPTIONS = 4, 3, 2
 #: A task is given up after more ends than this without getting farther.
 OFTEN = 3
 BAD = "bad"

@@ -19,7 +19,7 @@ EVERY = [(group, name) for group in GROUPS for name in choices(group)]
 
 @pytest.mark.parametrize(("group", "name"), EVERY, ids=[f"{g}={n}" for g, n in EVERY])
 def test_every_choice_of_every_group_composes(group, name):
-    cfg = compose_config([f"{group}={name}"])
+    cfg = compose_config([f"{group}={name}", *["conv.entries=[{name: hetconv}]"] * (name == "plan")])
     assert getattr(cfg, group)
     assert describe(group, name), "the first line of a config says what the choice is"
 
@@ -42,6 +42,9 @@ def by_hydra(overrides):
     composed = compose_config(overrides).model_dump()
     composed["recipe"] = tree["recipe"] = None  # what follows from a budget and a number of epochs has its own tests
     composed["logger"] = composed["logger"] | tree["logger"]
+    composed["conv"] = {"include": [], "exclude": [], "unfit": "refuse"} | composed[
+        "conv"
+    ]  # left out at their defaults
     assert composed == tree
 
 
@@ -84,7 +87,7 @@ def test_a_mistake_is_one_sentence_with_the_valid_choices(override, words):
 
 
 def test_the_configuration_stays_small():
-    assert len(list(CONF.rglob("*.yaml"))) <= 45
+    assert len(list(CONF.rglob("*.yaml"))) <= 46
 
 
 def test_a_budget_shrinks_a_large_batch_and_the_learning_rate_in_proportion():

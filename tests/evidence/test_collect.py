@@ -75,10 +75,7 @@ def record(table: Table, row: str, seed: int, top1: float, *, budget: str = "pap
     return {
         "schema": 1,
         "status": "done",
-        "table": table.name,
-        "row": row,
-        "seed": seed,
-        "budget": budget,
+        **{"table": table.name, "row": row, "seed": seed, "budget": budget},
         "overrides": list(table.overrides(given)),
         "config": config | {"weights": f"{runs}/{source}" if given.weights_from else None},
         "metrics": {"last": {"top1": top1, "epoch": 1}, "best": {"top1": top1 + 0.1, "epoch": 0}},

@@ -1,7 +1,7 @@
 """Names, arguments and checkpoints that `models.build` takes, and what it answers to those that it does not."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
@@ -23,15 +23,6 @@ STANDARD = {"name": "standard", "where": "dense_kxk"}
 HETCONV = {"name": "hetconv", "where": "dense_kxk", "p": 4, "arrangement": "contiguous"}
 EXACT = HETCONV | {"p": 1}
 SHIFT = {"name": "shift", "where": "all"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors: a second thread costs more than it saves, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """How surgery replaces, what it keeps and why, and what it refuses."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -24,15 +23,6 @@ from convrepro.ops import (
 )
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors: a second thread costs more than it saves, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The zoo's networks against published and derived counts, and against a second implementation with shared weights."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -78,15 +77,6 @@ def count_macs(model: nn.Module) -> int:
 def image(model: nn.Module, batch: int = 2) -> Tensor:
     torch.manual_seed(0)
     return torch.randn(batch, model.in_chans, *model.default_cfg["input_size"][1:])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors: a second thread costs more than it saves, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

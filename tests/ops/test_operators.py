@@ -31,7 +31,7 @@ def test_every_operator_takes_the_words_of_conv2d_in_their_order() -> None:
     assert {name for name, o in OPERATORS.items() if list(words(o)) != list(words(nn.Conv2d))} == set()
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(set(CONF.glob("*.yaml")) - {CONF / "plan.yaml"}), ids=lambda path: path.stem)
 def test_yaml_lists_every_knob_with_its_default(path: Path) -> None:
     config = OmegaConf.to_container(OmegaConf.load(path))
     operator = OPERATORS[config["name"]]

@@ -305,4 +305,4 @@ def test_the_command_draws_the_plots_of_a_table(tmp_path):
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "pages are of whole papers" in wrong.stderr
     assert "--plots" in convrepro("report", "lecture/se_overhead", "--png", env=environment, cwd=tmp_path).stderr
-    assert "no paper 'lectures'" in convrepro("lectures", "--plots").stderr
+    assert "no paper 'lectures'" in convrepro("report", "lectures", "--plots", env=environment, cwd=tmp_path).stderr

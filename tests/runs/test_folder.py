@@ -179,7 +179,7 @@ def test_a_torn_result_is_made_again_from_the_checkpoint_without_training(tmp_pa
     monkeypatch.setattr(Classifier, "training_step", trains)
     said = []
     assert science(train(NAMED, tmp_path, echo=said.append)) == unbroken
-    assert any("moved to result.json.torn, and made again without" in line for line in said)
+    assert any("moved to result.json.torn, and written again without" in line for line in said)
     assert state(folder(tmp_path)).kind == "done"
 
 

@@ -157,7 +157,7 @@ class Lab:
 def undisturbed(job: Job, runs: Path) -> dict[str, Any]:
     """The result of the same run in this process, without anything in its way."""
     overrides = [o for o in job.overrides if not o.startswith("runs=")] + [f"runs={runs}"]
-    return run(compose_config(overrides), overrides, echo=lambda line: None)
+    return run(compose_config(overrides), overrides, echo=lambda line: None, table=job.table)
 
 
 def result(folder: Path) -> dict[str, Any]:

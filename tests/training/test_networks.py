@@ -1,4 +1,4 @@
-"""Each operator trains in each of six networks of timm, by the line a user would type, or says why it cannot."""
+"""Each operator trains in three of six networks of timm, by the line a user would type, or says why it cannot."""
 
 import math
 
@@ -35,6 +35,13 @@ SENSELESS = {
     **{(n, op): NOTHING_DENSE for n in ("mobilenetv2_100", "efficientnet_b0") for op in SWAPS},
     ("convnext_atto", "hetconv"): r"layer 'stages.1.downsample.1': kernel_size=\(2, 2\) must be odd",
 }
+#: Every other pair: each operator in three of the networks. The record of coverage has all of them, without training.
+PAIRS = [
+    (operator, network)
+    for place, operator in enumerate(OPERATORS)
+    for other, network in enumerate(NETWORKS)
+    if (place + other) % 2 == 0
+]
 BUDGET = ["data=cifar10", "budget=smoke", "budget.train_examples=8", "budget.test_examples=8", "recipe.batch_size=8"]
 BUDGET += ["trainer=cpu", "logger=none"]
 
@@ -47,8 +54,7 @@ def assert_trains(words, runs):
     return result
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(("operator", "network"), PAIRS)
 def test_an_operator_trains_in_a_network_or_says_why_not(network, operator, tmp_path):
     words = [f"model={network}", *NETWORKS[network], f"conv={operator}", *OPERATORS[operator]]
     if reason := SENSELESS.get((network, operator)):

@@ -81,7 +81,7 @@ def test_a_result_that_does_not_fit_is_written_later_without_training_again(disk
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_fit_end", fill)
-        sentence = r"result\.json cannot be written \(No space left on device\); .*last\.ckpt is whole"
+        sentence = r"result\.json cannot be written \(No space left on device\); .*last\.ckpt is intact"
         with pytest.raises(ConvReproError, match=sentence):
             train(STATEFUL, disk)
     assert not parts(disk)

@@ -211,8 +211,14 @@ def test_an_unfit_checkpoint_in_the_run_folder_is_named_and_not_overwritten(tmp_
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu_is_one_sentence(tmp_path):
-    with pytest.raises(ConvReproError, match=r"trainer=.*gpu.*does not fit this machine"):
+    with pytest.raises(ConvReproError, match=r"trainer: accelerator=gpu, .*does not fit this machine"):
         train(["model=deepshift_mnist_fc", "trainer=gpu", "logger=none"], tmp_path)
+
+
+def test_several_nodes_without_a_launcher_are_one_sentence(tmp_path):
+    words = ["model=deepshift_mnist_fc", "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2", "logger=none"]
+    with pytest.raises(ConvReproError, match=r"trainer\.num_nodes=2 needs processes on each node"):
+        train(words, tmp_path)
 
 
 def test_a_run_of_one_device_ignores_the_tasks_of_its_shell(tmp_path, monkeypatch):

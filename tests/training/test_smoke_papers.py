@@ -8,7 +8,7 @@ from convrepro.runs.plan import plan
 from convrepro.tables import list_tables, load_table
 from convrepro.training.runner import run_jobs, validate
 
-SMALL = ["budget.train_examples=64", "budget.test_examples=64", "recipe.batch_size=32", "trainer=cpu", "logger=none"]
+SMALL = ["budget.train_examples=32", "budget.test_examples=16", "recipe.batch_size=16", "trainer=cpu", "logger=none"]
 
 
 ROWS = {

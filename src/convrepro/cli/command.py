@@ -127,7 +127,7 @@ def _open_streams() -> None:
 
 def _silence() -> None:
     """Lead the output nowhere, so that Python does not fail on what is left of it when it ends."""
-    with suppress(io.UnsupportedOperation):  # a stream in memory, which is none of the shell's
+    with suppress(io.UnsupportedOperation):  # a stream in memory has no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -169,10 +169,10 @@ def _refuse_secret(text: str) -> None:
 
     A value that the shell reads where the job runs, such as `$(cat FILE)`, is accepted.
     """
-    refuse_secrets([text])
     named = [name for name, first in ASSIGNED.findall(text) if is_secret(name) and first not in "$`"]
     if named or KEY.search(text):
         raise ConvReproError(
             f"{named[0] if named else 'a key'} would be written to the job scripts; export it in the shell that "
             "submits, whose environment jobs inherit, or have it read where the job runs, for example from ~/.netrc"
         )
+    refuse_secrets([text])

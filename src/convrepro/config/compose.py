@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from convrepro.config import plugins
 from convrepro.config.overrides import key_of, normal, parse, shown
 from convrepro.config.paths import CONF
+from convrepro.config.plan import whole_plan
 from convrepro.config.plugins import GROUPS
 from convrepro.config.schema import RunConfig
 from convrepro.config.secrets import is_secret, refuse_secrets
@@ -47,6 +48,7 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
         written = _plain(_chosen(_groups(overrides), plugins.revision()))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConvReproError(_explain(overrides, error)) from error
+    tree["conv"] = whole_plan(tree["conv"])
     refuse_secrets(tree)
     if where := _target(tree):
         raise ConvReproError(f"{where} asks for a Python object; a configuration holds numbers, texts and names only")

@@ -17,7 +17,7 @@ _QUOTE = re.compile(r"[\w./+-]+", re.ASCII)
 
 @cache
 def parse(text: str) -> "Override":
-    """The override as Hydra reads it. Raises ConvReproError for a text that is none."""
+    """The override as Hydra reads it. Raises ConvReproError for a text that is not an override."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

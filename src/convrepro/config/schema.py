@@ -8,11 +8,24 @@ schedules are checked by the code that has them, before any data is read.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from convrepro.config.plan import conv_name
 from convrepro.config.strict import Record, Rule, text_of
 
 EXECUTION = "execution"
+#: The name of `conv` that stands for several operators.
+PLAN = "plan"
 
 
 def execution(default: Any = ..., **rules: Any) -> Any:
@@ -59,17 +72,78 @@ Precision = Literal[
 ]  # fmt: skip
 
 
-class Conv(Record):
-    """The operator, the rule that says where it goes, and its knobs, which the operator's signature types."""
+def _listed(value: object) -> object:
+    """One text stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Patterns = Annotated[list[Text], BeforeValidator(_listed)]
+
+
+class _Placed(Record):
+    """An operator's knobs, which its signature types, and patterns of layers' names.
+
+    A field at its default is left out of the dump, so that one that is added later changes no record and no digest.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     name: Name
-    where: Text
+    include: Patterns = Field(default_factory=list)
+    exclude: Patterns = Field(default_factory=list)
 
     @property
     def knobs(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        optional = {key: f.get_default(call_default_factory=True) for key, f in fields.items() if not f.is_required()}
+        return {key: value for key, value in whole(self).items() if key not in optional or value != optional[key]}
+
+
+class Entry(_Placed):
+    """One entry of a layer plan: an operator, the rule that says where it goes, and its knobs."""
+
+    where: Text
+
+
+class Conv(_Placed):
+    """The operator, the rule that says where it goes, and its knobs; or the entries of a layer plan."""
+
+    where: Text | None = None
+    unfit: Literal["refuse", "keep"] = "refuse"
+    entries: Annotated[list[Entry], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Conv":
+        if self.name != PLAN:
+            if self.entries is not None:
+                raise Rule("conv.entries", "...", f"belongs to conv=plan, and conv={self.name} is given")
+            if self.where is None:
+                raise Rule("conv.where", None, "must be text: a rule such as dense_kxk")
+            return self
+        if self.entries is None:
+            example = "[{include: 'layer1.*', name: hetconv, p: 2}]"
+            raise Rule("conv.entries", None, f"must be the plan: a list such as {example}, or a YAML file with one")
+        given = {key: getattr(self, key) for key in ("where", "include", "exclude")} | self.knobs
+        for key, value in given.items():
+            if value:
+                raise Rule(f"conv.{key}", value, "is given for a whole plan; give it in an entry of conv.entries")
+        return self
+
+    @property
+    def plan(self) -> list[Entry]:
+        """The entries of the plan; one operator everywhere is the plan with one entry."""
+        if self.entries is not None:
+            return self.entries
+        return [Entry(**{key: value for key, value in self.model_dump().items() if key != "unfit"})]
+
+    @property
+    def title(self) -> str:
+        """The operator, or the operators of a plan in a few words."""
+        return conv_name(self.model_dump())
 
 
 class Optimizer(Record):
@@ -157,6 +231,13 @@ class Trainer(Record):
     deterministic: bool | Literal["warn"] = execution()
     num_workers: Annotated[int, Field(ge=0, le=1024)] = execution()
     checkpoint_steps: Count | None = execution()
+
+    @model_validator(mode="after")
+    def _numbers_are_of_gpus(self) -> "Trainer":
+        if self.accelerator == "cpu" and not isinstance(self.devices, int):
+            rule = "names devices by their numbers, which a CPU does not have; give the number of processes, such as 1"
+            raise Rule("trainer.devices", self.devices, rule)
+        return self
 
     @property
     def devices_per_node(self) -> int:

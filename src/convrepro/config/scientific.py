@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from convrepro.config.overrides import settings
-from convrepro.config.plugins import knobs
+from convrepro.config.plan import defaults, whole_plan
 from convrepro.config.schema import EXECUTION, RunConfig
 from convrepro.errors import ConvReproError
 
@@ -25,7 +25,7 @@ def scientific(config: RunConfig | Mapping[str, Any]) -> Tree:
     tree = config.model_dump() if isinstance(config, RunConfig) else dict(config)
     conv = tree.get("conv") or {}
     settings = {key: value for key, value in _scientific(RunConfig, tree).items() if key not in APART}
-    return settings | {"conv": _whole({**knobs(str(conv.get("name"))), **conv})}
+    return settings | {"conv": _whole(whole_plan({**defaults(conv), **conv}))}
 
 
 def differences(was: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,4 +1,4 @@
-"""What must never reach a record: passwords and keys, in the configuration of a run or in what a cluster is told.
+"""What must never reach a record: passwords and keys, in the configuration of a run or in the words of a job.
 
 Configurations, manifests, results, job scripts and W&B keep their texts for ever. Every run is composed through
 `refuse_secrets`, so that whatever is written of a run later has none.
@@ -25,7 +25,7 @@ KEY = re.compile(
 _FORMER = re.compile(r"(?:^|=)['\"]?[0-9a-f]{40}['\"]?$")
 #: A secret's whole name and the text that is assigned to it: `token=abc`, but neither `token_mixer=x` nor `token=true`.
 _ASSIGNED = re.compile(
-    r"(?<![^\W_])((?:api_?key|token|jwt|secret|passw(?:or)?d|credentials?|signature|private_?key)\s*[=:])\s*"
+    r"(?<![\w-])((?:[\w-]*[_-])?(?:api_?key|token|jwt|secret|passw(?:or)?d|credentials?|signature|private_?key))\s*[=:]\s*"
     r"['\"]?(?![\d.]*$|(?:true|false|null|none)\b|[$`])[^\s'\"]",
     re.IGNORECASE,
 )
@@ -58,7 +58,7 @@ def secret_in(text: str) -> str | None:
     if KEY.search(text):
         return "a text that has the form of a key"
     if assigned := _ASSIGNED.search(text):
-        return f"what is given by {assigned[1].strip()}"
+        return f"what is given by {assigned[1]}="
     for name, value in os.environ.items():
         if len(value) >= _LONG and value[0] not in "/~." and is_secret(name) and value in text:
             return f"the value of the environment variable {name}"
@@ -91,7 +91,7 @@ def _texts(content: object) -> Iterator[str]:
 def _split(url: str) -> SplitResult | None:
     try:
         return urlsplit(url)
-    except ValueError:  # an address that is none
+    except ValueError:  # not an address
         return None
 
 

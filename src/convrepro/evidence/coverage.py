@@ -22,6 +22,7 @@ from torch import nn
 
 from convrepro import complexity
 from convrepro.config.compose import choices, compose_config
+from convrepro.config.schema import PLAN
 from convrepro.errors import ConvReproError
 from convrepro.evidence.coverage_record import (
     CRASH,
@@ -39,8 +40,9 @@ from convrepro.evidence.coverage_record import (
     write_record,
 )
 from convrepro.models.build import build
+from convrepro.models.layers import layer_kinds
 from convrepro.models.sources import list_models
-from convrepro.models.surgery import NothingToReplace, SurgeryReport, layer_kinds
+from convrepro.models.surgery import NothingToReplace, SurgeryReport
 from convrepro.ops import OPERATORS
 from convrepro.runs import environment
 
@@ -80,7 +82,8 @@ def operators(names: Sequence[str] = ()) -> Operators:
     Raises ConvReproError for an unknown name.
     """
     return {
-        name: cast(Operator, compose_config([f"conv={name}"]).conv.model_dump()) for name in names or choices("conv")
+        name: cast(Operator, compose_config([f"conv={name}"]).conv.model_dump())
+        for name in names or (c for c in choices("conv") if c != PLAN)
     }
 
 

@@ -156,7 +156,7 @@ def pair_of_network(overrides: Sequence[str], batch_size: int) -> Pair:
             "conv=standard replaces nothing; name an operator to time against it, such as conv=hetconv"
         )
     cfg = compose_config(overrides)
-    return Pair(f"{cfg.model} {cfg.conv.name}", tuple(overrides), "standard", dense, batch_size)
+    return Pair(f"{cfg.model} {cfg.conv.title}", tuple(overrides), "standard", dense, batch_size)
 
 
 def _dense(overrides: Sequence[str]) -> tuple[str, ...] | None:

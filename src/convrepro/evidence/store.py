@@ -112,7 +112,7 @@ def _current(table: Table, root: Path) -> dict[str, dict[str, Any]]:
 def load_evidence(table: Table, root: Path = REPRODUCTIONS) -> tuple[Statics, Results]:
     """Our counts and the runs at the paper's budget that the table's evidence holds; both empty where there is none.
 
-    A count by another rule than the metric has by now, or by one that is not told, is left out. A damaged file is set
+    A count by another rule than the metric has by now, or by an unnamed rule, is left out. A damaged file is set
     aside with a warning. Raises ConvReproError where a row has other overrides by now than when it was run.
     """
     rows = _current(table, root)

@@ -5,12 +5,19 @@ from typing import Any
 
 from torch import nn
 
-from convrepro.config.schema import RunConfig
+from convrepro.config.schema import Conv, RunConfig
+from convrepro.config.strict import Record, validated
 from convrepro.errors import ConvReproError
 from convrepro.models.sources import check_model, create, renamed
 from convrepro.models.state_dict import differences, take
-from convrepro.models.surgery import SurgeryReport, check_operator, replace_convs
+from convrepro.models.surgery import Entry, SurgeryReport, check_operator, replace_by_plan
 from convrepro.models.weights import locate, read_checkpoint
+
+
+class _Settings(Record):
+    """What `build` gets, named as users type it."""
+
+    conv: Conv
 
 
 def build_network(cfg: RunConfig) -> tuple[nn.Module, SurgeryReport]:
@@ -44,36 +51,37 @@ def build(
 
     The name is one of timm or the zoo, `torchvision:NAME`, or `module:function` of a plugin (see `sources`).
 
-    `conv` holds the `name` of the operator, the rule `where`, and the knobs of the operator. `se_reduction` adds
-    squeeze-and-excitation after each replaced convolution; networks of the zoo that define their own positions for it
-    take the reduction in `model_args` instead. `init` is the scheme for fresh layers (see `ops.init`).
+    `conv` holds the `name` of the operator, the rule `where`, and the knobs of the operator, or a layer plan (see
+    `config.schema.Conv`). `se_reduction` adds squeeze-and-excitation after each replaced convolution; networks of the
+    zoo that define their own positions for it take the reduction in `model_args` instead. `init` is the scheme for fresh layers (see
+    `ops.init`).
 
     `weights` is a checkpoint, given as a file or a URL (see `weights.locate`, also for `weights_sha256`). It may be a
     checkpoint of a run of this project, a state dict, a mapping with one (see `state_dict.take`, also for prefixes of
-    keys), or a safetensors file. The report says what was taken. If its keys
-    are those of the network as timm builds it, or if timm's own reader renames them to those (as it does for
-    torchvision's), the checkpoint is loaded first, and the replaced layers are converted from it. Otherwise its keys
-    must be those of the network with the operator in place. The operators then have the sizes that an earlier
-    conversion selected layer by layer, such as the ranks of `LowRankConv2d` for an energy.
+    keys), or a safetensors file. The report says what was taken. If its keys are those of the network as timm builds
+    it, or if timm's own reader renames them to those (as it does for torchvision's), the checkpoint is loaded first,
+    and the replaced layers are converted from it. Otherwise its keys must be those of the network with the operator in
+    place. The operators then have the sizes that an earlier conversion selected layer by layer, such as the ranks of
+    `LowRankConv2d` for an energy.
 
     Raises ConvReproError for an unknown name, for arguments that the model rejects, for a checkpoint that is missing,
     unreadable, has another digest or belongs to another network, and for a checkpoint of this project that was trained
     with another model, other `model_args` or (unless its operator is "standard") another `conv`. It also raises as
     `surgery.replace_convs` does.
     """
-    knobs = {key: value for key, value in conv.items() if key not in ("name", "where")}
-    check_names(name, conv["name"], conv["where"], knobs)
+    settings = validated(_Settings, {"conv": dict(conv)}).conv
+    check_names(name, settings)
     network = create(name, num_classes, in_chans, model_args or {})
 
     def swap(**kwargs: Any) -> SurgeryReport:
-        where = conv["where"]
-        return replace_convs(network, conv["name"], where, knobs, se_reduction=se_reduction, init=init, **kwargs)
+        plan = [Entry(e.name, e.where, e.knobs, e.include, e.exclude) for e in settings.plan]
+        return replace_by_plan(network, plan, unfit=settings.unfit, se_reduction=se_reduction, init=init, **kwargs)
 
     if weights is None:
         return network, swap()
     path = locate(weights, weights_sha256)
     content = read_checkpoint(path)
-    _check_settings(weights, content.get("settings"), name, conv, model_args or {})
+    _check_settings(weights, content.get("settings"), name, settings.model_dump(), model_args or {})
     taken = take(content, network, weights)
     state = taken.state
     fitting = renamed(name, state, network)
@@ -81,7 +89,7 @@ def build(
     if not unfit:
         network.load_state_dict(fitting)
         report = swap(convert=True)
-        how = f"converted to {conv['name']}" if report.replaced and conv["name"] != "standard" else "as they are"
+        how = f"converted to {settings.title}" if report.replaced and settings.name != "standard" else "as they are"
         keys = "" if fitting is state else ", keys renamed as timm does"
         report.weights = f"weights={weights}: {taken}{keys}; loaded {how}"
         return network, report
@@ -92,17 +100,21 @@ def build(
         more = f" and {len(fewest) - 3} more" if len(fewest) > 3 else ""
         raise ConvReproError(
             f"weights {weights} do not fit {name} with num_classes={num_classes}, in_chans={in_chans}, neither as timm "
-            f"builds it nor with {conv['name']}: {', '.join(fewest[:3])}{more}"
+            f"builds it nor with {settings.title}: {', '.join(fewest[:3])}{more}"
         )
     network.load_state_dict(state)
-    report.weights = f"weights={weights}: {taken}; loaded as they are, with {conv['name']} in place"
+    report.weights = f"weights={weights}: {taken}; loaded as they are, with {settings.title} in place"
     return network, report
 
 
-def check_names(model: str, operator: str, where: str, knobs: Mapping[str, Any]) -> None:
+def check_names(model: str, conv: Conv) -> None:
     """Raises ConvReproError for a model, operator, rule or knob that does not exist, and for a knob of another type."""
     check_model(model)
-    check_operator(operator, where, knobs)
+    for index, entry in enumerate(conv.plan):
+        try:
+            check_operator(entry.name, entry.where, entry.knobs)
+        except ConvReproError as error:
+            raise ConvReproError(f"conv.entries[{index}]: {error}" if conv.entries else str(error)) from None
 
 
 def _check_settings(

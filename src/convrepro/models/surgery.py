@@ -1,12 +1,9 @@
-"""Surgery: replaces the convolutions of a built model, which the rule of a paper selects, by another operator."""
+"""Surgery: replaces the convolutions of a built model by operators, by the rule of a paper or by a plan of several."""
 
-import inspect
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +11,23 @@ from torch import Tensor, nn
 from convrepro.config import plugins
 from convrepro.errors import ConvReproError
 from convrepro.models.knobs import check_knobs
+from convrepro.models.layers import (
+    WHERE,
+    Refusals,
+    Rule,
+    check_patterns,
+    layer_at,
+    layer_kinds,
+    left_out,
+    other_convolutions,
+    select,
+)
+from convrepro.models.pairs import Layer, Site
 from convrepro.ops import LINEAR_OPERATORS, OPERATORS, SqueezeExciteConv, conv_arguments, linear_arguments
+from convrepro.ops import knobs as knobs_of
 
-Layer = nn.Conv2d | nn.Linear
 T = TypeVar("T")
-
-GATES = {"SqueezeExcite", "SqueezeExcitation", "SEModule", "EffectiveSEModule", "EcaModule"}
-"""Class names of channel attention, which may lie between a depthwise and a pointwise convolution and is kept."""
+Unfit = Literal["refuse", "keep"]
 
 
 class NothingToReplace(ConvReproError):
@@ -28,48 +35,47 @@ class NothingToReplace(ConvReproError):
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Which layers a paper replaces: those of the given kinds, or the pairs of depthwise and pointwise convolutions."""
+class Entry:
+    """An operator with its knobs, and the layers that it replaces.
 
-    description: str
-    kinds: frozenset[str] = frozenset()
-    pairs: bool = False
-
-
-WHERE: dict[str, Rule] = {
-    "dense_kxk": Rule(
-        "ungrouped convolutions larger than 1x1, but the first and those in a classifier", frozenset({"dense kxk"})
-    ),
-    "dw_pw_pair": Rule(
-        "a depthwise convolution and the 1x1 convolution that follows it in the same module, as one", pairs=True
-    ),
-    "pointwise": Rule("ungrouped 1x1 convolutions, but the first and those in a classifier", frozenset({"pointwise"})),
-    "depthwise": Rule("depthwise convolutions", frozenset({"depthwise"})),
-    "all": Rule(
-        "every convolution, and every linear layer where the operator has a linear form",
-        frozenset({"first", "classifier", "dense kxk", "pointwise", "depthwise", "grouped", "linear"}),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Swap:
-    """One replaced layer: its name in the model, and the `repr` of the modules before and after the replacement."""
-
-    name: str
-    before: str
-    after: str
-
-
-@dataclass
-class SurgeryReport:
-    """The result of `replace_convs`. `kept` holds the reason for each convolution that was not replaced.
-
-    `weights` is one line about the checkpoint that the network was loaded from, set by `models.build`.
+    These are the layers that the rule `where` selects, of them those whose name matches a pattern of `include`, if
+    there is one, and none of `exclude`. A pattern is a shell pattern in which `*` also matches dots: `layer2.*`.
     """
 
     operator: str
     where: str
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    @property
+    def layers(self) -> str:
+        """The rule and the patterns in words."""
+        but = f" but {', '.join(self.exclude)}" if self.exclude else ""
+        return f"{self.where}{' in ' if self.include else ''}{', '.join(self.include)}{but}"
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One replaced layer: its name in the model, and the `repr` of the modules before and after the replacement.
+
+    `entry` is the index of the plan's entry that replaced it.
+    """
+
+    name: str
+    before: str
+    after: str
+    entry: int = 0
+
+
+@dataclass
+class SurgeryReport:
+    """The result of a surgery. `kept` holds the reason for each convolution that was not replaced.
+
+    `weights` is one line about the checkpoint that the network was loaded from, set by `models.build`.
+    """
+
+    entries: Sequence[Entry]
     replaced: list[Swap] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
@@ -77,18 +83,22 @@ class SurgeryReport:
     def summary(self) -> str:
         """Returns one line: how many layers were replaced, and how many were kept for each reason."""
         if not self.replaced:
-            return f"{self.operator}: no layer replaced"
-        text = f"{self.operator} at {self.where}: {len(self.replaced)} replaced"
-        return f"{text}; kept {_counted(self.kept.values())}" if self.kept else text
+            return f"{', '.join(dict.fromkeys(entry.operator for entry in self.entries))}: no layer replaced"
+        counts = Counter(swap.entry for swap in self.replaced)
+        several = len(self.entries) > 1
+        parts = [
+            f"{_title(entry, several)} at {entry.layers}: {counts[index]} replaced"
+            for index, entry in enumerate(self.entries)
+            if index in counts
+        ]
+        return "; ".join([*parts, *([f"kept {_counted(self.kept.values())}"] if self.kept else [])])
 
 
-@dataclass(frozen=True)
-class _Site:
-    """A layer to replace. The operator gets the shape of `dense`; the `merged` modules become `nn.Identity`."""
-
-    name: str
-    dense: Layer
-    merged: tuple[str, ...] = ()
+def _title(entry: Entry, several: bool) -> str:
+    """The operator, in a plan of several with the knobs that are not the defaults of its signature."""
+    known = knobs_of(OPERATORS[entry.operator])
+    given = ", ".join(f"{key}={value}" for key, value in entry.knobs.items() if known[key] != value)
+    return f"{entry.operator}({given})" if several and given else entry.operator
 
 
 def replace_convs(
@@ -97,76 +107,129 @@ def replace_convs(
     where: str,
     knobs: Mapping[str, Any] | None = None,
     *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    unfit: Unfit = "refuse",
     se_reduction: int | None = None,
     init: str = "torch",
     convert: bool = False,
     state: Mapping[str, Tensor] | None = None,
+    part_of: nn.Module | None = None,
 ) -> SurgeryReport:
     """Replaces the layers of `model` that the rule `where` selects by `operator`, in place; returns a report.
 
-    Each new layer has the shape, bias, device, dtype, training mode, memory format and frozen state of the layer that
-    it replaces. Its weights are drawn by the scheme `init` (see `ops.init`). With `convert` they are converted from the
-    replaced layer instead, as closely as the operator can represent them (`from_conv`, `from_linear`). With
-    `se_reduction`, squeeze-and-excitation with this reduction follows each new convolution. The operator "standard"
-    keeps the layers and only adds squeeze-and-excitation, if `se_reduction` is given. `state` is a state dict that the
-    model will load afterwards; the operators get the sizes that an earlier conversion selected layer by layer
-    (`for_state`).
+    `include` and `exclude` are patterns of layers' names (see `Entry`). This is `replace_by_plan` with one entry; see
+    there for the other arguments and for what is raised.
+    """
+    entry = Entry(operator, where, knobs or {}, include, exclude)
+    return replace_by_plan(
+        model,
+        [entry],
+        unfit=unfit,
+        se_reduction=se_reduction,
+        init=init,
+        convert=convert,
+        state=state,
+        part_of=part_of,
+    )
+
+
+def replace_by_plan(
+    model: nn.Module,
+    plan: Sequence[Entry],
+    *,
+    unfit: Unfit = "refuse",
+    se_reduction: int | None = None,
+    init: str = "torch",
+    convert: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+    part_of: nn.Module | None = None,
+) -> SurgeryReport:
+    """Replaces layers of `model` by the operators of a plan, in place; returns a report.
+
+    A layer is replaced by the operator of the first entry that selects it. Each new layer has the shape, bias, device,
+    dtype, training mode, memory format and frozen state of the layer that it replaces. Its weights are drawn by the
+    scheme `init` (see `ops.init`). With `convert` they are converted from the replaced layer instead, as closely as
+    the operator can represent them (`from_conv`, `from_linear`). With `se_reduction`, squeeze-and-excitation with this
+    reduction follows each new convolution. The operator "standard" keeps the layers that its entry selects and only
+    adds squeeze-and-excitation, if `se_reduction` is given. `state` is a state dict that the model will load
+    afterwards; the operators get the sizes that an earlier conversion selected layer by layer (`for_state`).
 
     Some layers are kept and reported as such: layers of subclasses of `nn.Conv2d` and `nn.Linear`, layers whose weight
-    is read by the module that contains them, and pairs with a module that the model also uses elsewhere.
+    is read by a module that contains them, pairs with a module that the model also uses elsewhere, and with
+    `unfit="keep"` layers that the operator rejects. Convolutions of other kinds (Conv1d, ConvTranspose2d) are reported.
+    If `model` is a part of a network, `part_of` is that network: its first convolution is the one that rules exempt,
+    and all of its modules are searched for those that read a weight.
 
-    Raises NothingToReplace if the rule selects no layer. Raises ConvReproError for an unknown operator, rule or knob,
-    if every selected layer has to be kept, if the operator rejects a layer (the message names it), and if weights
-    cannot be converted by the rule. The model is then unchanged.
+    Raises NothingToReplace if an entry selects no layer. Raises ConvReproError for an unknown operator, rule or knob,
+    for a pattern that matches no layer, if every layer that an entry selects has to be kept, if an operator rejects a
+    layer (the message names it) and `unfit` is "refuse", and if weights cannot be converted. The model is then
+    unchanged.
     """
-    rule = check_operator(operator, where, knobs or {})
-    report = SurgeryReport(operator, where)
-    if operator == "standard" and se_reduction is None:
+    rules = [check_operator(entry.operator, entry.where, entry.knobs) for entry in plan]
+    if unfit not in ("refuse", "keep"):
+        raise ConvReproError(f"unfit={unfit} does not exist; valid: refuse, keep")
+    network = model if part_of is None else part_of
+    if all(model is not module for module in network.modules()):
+        raise ConvReproError("part_of is a network that does not contain the model")
+    report = SurgeryReport(tuple(plan))
+    kinds = layer_kinds(model, network)
+    for entry in plan:
+        check_patterns("include", entry.include, kinds)
+        check_patterns("exclude", entry.exclude, kinds)
+    idle = [entry.operator == "standard" and se_reduction is None for entry in plan]
+    if all(idle):
         return report
-    if convert and operator != "standard" and rule.pairs:
-        raise ConvReproError(
-            f"weights cannot be carried over by rule {where}: the norm and activation between the two convolutions "
-            "are dropped; start without weights, or from weights of the replaced network"
-        )
-
-    kinds = layer_kinds(model)
-    sites = _select(model, rule, kinds, linear=operator in LINEAR_OPERATORS)
-    places = Counter(child for parent in model.modules() for child in parent._modules.values() if child is not None)
-    refused = {site.name: reason for site in sites if (reason := _refusal(model, site, places))}
-    sites = [site for site in sites if site.name not in refused]
-    if not sites:
-        raise (ConvReproError if refused else NothingToReplace)(_nothing(model, where, kinds, refused))
-
-    def make(site: _Site, layer: Layer, name: str) -> Any:
-        """Returns the operator that will have the name `name`."""
-        if operator == "standard":
-            return layer
-        own = None if state is None else _below(state, name)
-        return _make(operator, site.dense, layer, knobs or {}, init, convert, own)
-
+    for entry, rule in zip(plan, rules, strict=True):
+        if convert and entry.operator != "standard" and rule.pairs:
+            raise ConvReproError(
+                f"weights cannot be carried over by rule {entry.where}: the norm and activation between the two "
+                "convolutions are dropped; start without weights, or from weights of the replaced network"
+            )
+    refusals = Refusals(model, network)
     memory_format = _memory_format(model)
-    fresh: dict[str, nn.Module] = {}
-    for site in sites:
-        layer = _layer(model, site.name)
-        try:
-            if se_reduction is not None and isinstance(layer, nn.Conv2d):
-                made = SqueezeExciteConv(make(site, layer, f"{site.name}.conv"), se_reduction)
+    kept: dict[str, str] = {}
+    taken: set[str] = set()
+    fresh: list[tuple[int, Site, nn.Module]] = []
+    for index, (entry, rule) in enumerate(zip(plan, rules, strict=True)):
+        selected = select(model, rule, kinds, linear=entry.operator in LINEAR_OPERATORS)
+        free = [site for site in selected if taken.isdisjoint((site.name, *site.merged))]
+        outside = {site.name: why for site in free if (why := left_out(site, entry.include, entry.exclude))}
+        refused: dict[str, str] = {}
+        sites = [site for site in free if site.name not in outside]
+        for site in sites:
+            taken |= {site.name, *site.merged}
+            if reason := refusals.reason(site):
+                refused[site.name] = reason
+            elif idle[index]:
+                kept[site.name] = "standard in the plan"
             else:
-                made = make(site, layer, site.name)
-        except ValueError as error:
-            raise ConvReproError(f"layer {site.name!r}: {error}") from error
-        fresh[site.name] = made.train(layer.training).to(memory_format=memory_format)
+                if convert:
+                    _check_converts(site, entry.operator)
+                try:
+                    new = _replacement(model, site, entry, se_reduction, init, convert, state)
+                except ValueError as error:
+                    if unfit == "refuse":
+                        raise ConvReproError(f"layer {site.name!r}: {error}") from error
+                    refused[site.name] = str(error)
+                else:
+                    training = layer_at(model, site.name).training
+                    fresh.append((index, site, new.train(training).to(memory_format=memory_format)))
+        if len(sites) == len(refused):
+            left = "an earlier entry of the plan leaves" if len(free) < len(selected) else ""
+            raise (ConvReproError if refused else NothingToReplace)(_nothing(model, entry, kinds, refused, left))
+        kept |= outside | refused
 
-    new: dict[str, nn.Module] = {}
-    for site in sites:
-        merged = () if operator == "standard" else site.merged
+    new_modules: dict[str, nn.Module] = {}
+    for index, site, module in fresh:
+        merged = () if plan[index].operator == "standard" else site.merged
         convs = [name for name in merged if name in kinds]
         before = " + ".join(repr(model.get_submodule(name)) for name in (*convs, site.name))
-        report.replaced.append(Swap(site.name, before, repr(fresh[site.name])))
-        new[site.name] = fresh[site.name]
-        new |= {name: nn.Identity() for name in merged}
-    _install(model, new)
-    report.kept = {n: refused.get(n, k) for n, k in kinds.items() if n not in new and (k != "linear" or n in refused)}
+        report.replaced.append(Swap(site.name, before, repr(module), index))
+        new_modules |= {site.name: module, **{name: nn.Identity() for name in merged}}
+    _install(model, new_modules)
+    reasons = {n: kept.get(n, k) for n, k in kinds.items() if n not in new_modules and (k != "linear" or n in kept)}
+    report.kept = reasons | other_convolutions(model)
     return report
 
 
@@ -185,126 +248,27 @@ def _choose(choices: Mapping[str, T], name: str, category: str) -> T:
     return choices[name]
 
 
-def layer_kinds(model: nn.Module) -> dict[str, str]:
-    """Returns the kind of each convolution and linear layer, keyed by its name, in the order of the model."""
-    kinds: dict[str, str] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and name:
-            kinds[name] = "linear"
-        elif isinstance(layer, nn.Conv2d) and name:
-            kinds[name] = _conv_kind(name, layer) if "first" in kinds.values() else "first"
-    return kinds
-
-
-def _conv_kind(name: str, conv: nn.Conv2d) -> str:
-    if "pre_logits" in name.split("."):
-        return "classifier"
-    if conv.groups == 1:
-        return "pointwise" if conv.kernel_size == (1, 1) else "dense kxk"
-    return "depthwise" if conv.groups == conv.in_channels else "grouped"
-
-
-def _select(model: nn.Module, rule: Rule, kinds: Mapping[str, str], *, linear: bool) -> list[_Site]:
-    if rule.pairs:
-        return list(_pairs(model))
-    wanted = rule.kinds if linear else rule.kinds - {"linear"}
-    return [_Site(name, _layer(model, name)) for name, kind in kinds.items() if kind in wanted]
-
-
-def _layer(model: nn.Module, name: str) -> Layer:
-    """Returns the convolution or linear layer with this name."""
-    layer = model.get_submodule(name)
-    assert isinstance(layer, Layer)
-    return layer
-
-
-def _pairs(model: nn.Module) -> Iterator[_Site]:
-    """Yields each depthwise convolution with the 1x1 convolution after it.
-
-    Norms, activations, dropout and gates may lie between the two. Norms and activations become part of the pair.
-    Dropout and gates are kept, before the operator.
-    """
-    for path, parent in model.named_modules():
-        depthwise: nn.Conv2d | None = None
-        merged: list[str] = []
-        for attribute, child in parent._modules.items():  # `named_children` would skip a module that is there twice.
-            if child is None:
-                continue
-            name = f"{path}.{attribute}" if path else attribute
-            if isinstance(child, nn.Conv2d):
-                if depthwise is not None and _is_pointwise_after(depthwise, child):
-                    yield _Site(name, _dense_form(depthwise, child), tuple(merged))
-                whole = child.groups == child.in_channels == child.out_channels > 1
-                depthwise, merged = (child, [name]) if whole else (None, [])
-            elif _is_norm_or_activation(child):
-                merged.append(name)
-            elif not _keeps_channels(child):
-                depthwise = None
-
-
-def _is_pointwise_after(depthwise: nn.Conv2d, conv: nn.Conv2d) -> bool:
-    plain = (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1) and conv.padding in ((0, 0), "valid")
-    return plain and conv.in_channels == depthwise.out_channels
-
-
-def _dense_form(depthwise: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
-    """Returns the dense convolution with the shape of a pair, on the meta device, where its weight needs no memory."""
-    shape = conv_arguments(depthwise) | {"groups": 1, "bias": pointwise.bias is not None}
-    return nn.Conv2d(**shape | {"out_channels": pointwise.out_channels, "device": "meta"})
-
-
-def _is_norm_or_activation(module: nn.Module) -> bool:
-    if any(isinstance(part, Layer) for part in module.modules()):
-        return False
-    activations = ("torch.nn.modules.activation", "timm.layers.activations")
-    return "Norm" in type(module).__name__ or type(module).__module__.startswith(activations)
-
-
-def _keeps_channels(module: nn.Module) -> bool:
-    return isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or type(module).__name__ in GATES
-
-
-def _refusal(model: nn.Module, site: _Site, places: Mapping[nn.Module, int]) -> str | None:
-    """Returns the reason why the modules of the site must not be replaced, or None if they can be replaced.
-
-    Otherwise the model would break, or would use the layer without calling the operator. `places` counts for each
-    module how many attributes of modules in `model` hold it.
-    """
-    for name in (*site.merged, site.name):
-        module = model.get_submodule(name)
-        path, _, attribute = name.rpartition(".")
-        parent: type = type(model.get_submodule(path))
-        uses = re.findall(rf"\bself\.{attribute}\b(\.weight\b|\.bias\b)?", _forward_source(parent))
-        if isinstance(module, Layer):
-            if type(module) not in (nn.Conv2d, nn.Linear):
-                return f"{type(module).__name__}, a class of its own"
-            if any(uses):
-                return f"weight read by {parent.__name__}.forward"
-        elif len(uses) > 1:
-            return f"{attribute} used more than once by {parent.__name__}.forward"
-        if site.merged and places[module] > 1:
-            return f"{type(module).__name__} registered in {places[module]} places"
-    return None
-
-
-@cache
-def _forward_source(parent: type) -> str:
-    methods = inspect.getmembers(parent, inspect.isfunction)
-    forwards = [method for name, method in methods if name.lstrip("_").startswith("forward")]
-    try:
-        return "\n".join(inspect.getsource(method) for method in forwards)
-    except OSError:
-        return ""
-
-
-def _nothing(model: nn.Module, where: str, kinds: Mapping[str, str], refused: Mapping[str, str]) -> str:
+def _nothing(model: nn.Module, entry: Entry, kinds: Mapping[str, str], refused: Mapping[str, str], left: str) -> str:
+    """The message for an entry that replaces nothing; `left` says that earlier entries took what it selects."""
     convs = [kind for kind in kinds.values() if kind != "linear"]
+    others = _counted(other_convolutions(model).values())
     what = f"none of its {len(convs)} convolutions ({_counted(convs)})" if convs else "nothing: it has no convolution"
-    text = f"rule {where} ({WHERE[where].description}) matches {what}"
+    what += f" but {others}" if others and not convs else ""
+    text = f"rule {entry.where} ({WHERE[entry.where].description}) matches {what}"
     if refused:
-        text += f" that can be replaced ({_counted(refused.values())})"
-    others = [name for name, rule in WHERE.items() if name != where and _select(model, rule, kinds, linear=False)]
-    return f"{text}; rules that match: {', '.join(others) or 'none'}"
+        return f"{text} that can be replaced ({_counted(refused.values())}); {_rules(model, entry, kinds)}"
+    if patterns := [f"{key} {', '.join(texts)}" for key, texts in _patterns(entry) if texts]:
+        text += f" with {' and '.join(patterns)}"
+    return f"{text}{f' that {left}' if left else ''}; {_rules(model, entry, kinds)}"
+
+
+def _patterns(entry: Entry) -> list[tuple[str, Sequence[str]]]:
+    return [("include", entry.include), ("exclude", entry.exclude)]
+
+
+def _rules(model: nn.Module, entry: Entry, kinds: Mapping[str, str]) -> str:
+    others = [name for name, rule in WHERE.items() if name != entry.where and select(model, rule, kinds, linear=False)]
+    return f"rules that match: {', '.join(others) or 'none'}"
 
 
 def _counted(words: Iterable[str]) -> str:
@@ -323,27 +287,50 @@ def _below(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
-def _make(
-    operator: str,
-    dense: Layer,
-    layer: Layer,
-    knobs: Mapping[str, Any],
+def _replacement(
+    model: nn.Module,
+    site: Site,
+    entry: Entry,
+    se_reduction: int | None,
     init: str,
     convert: bool,
     state: Mapping[str, Tensor] | None,
 ) -> nn.Module:
-    """Returns the operator in the shape of `dense`, on the device and with the frozen state of `layer`.
+    """Returns the module that replaces the layer of the site. Raises ValueError if the operator rejects the layer."""
+    layer = layer_at(model, site.name)
+    gate = se_reduction if isinstance(layer, nn.Conv2d) else None
+    made: Any = layer
+    if entry.operator != "standard":
+        own = None if state is None else _below(state, site.name if gate is None else f"{site.name}.conv")
+        made = _make(site, entry, layer, init, convert, own)
+    return made if gate is None else SqueezeExciteConv(made, gate)
+
+
+def _class(site: Site, operator: str) -> tuple[Any, str]:
+    """The class of the operator for the layer of a site, and the name of the method that converts such a layer."""
+    if isinstance(site.dense, nn.Conv2d):
+        return OPERATORS[operator], "from_conv"
+    return LINEAR_OPERATORS[operator], "from_linear"
+
+
+def _check_converts(site: Site, operator: str) -> None:
+    if operator != "standard" and not hasattr(*_class(site, operator)):
+        raise ConvReproError(
+            f"layer {site.name!r}: operator {operator} cannot take over weights; start without weights"
+        )
+
+
+def _make(
+    site: Site, entry: Entry, layer: Layer, init: str, convert: bool, state: Mapping[str, Tensor] | None
+) -> nn.Module:
+    """Returns the operator in the shape of the site, on the device and with the frozen state of `layer`.
 
     If `state` is given, the operator has the sizes of its tensors.
     """
-    cls: Any  # a class of the registry, with `reset_parameters` and optional converters
-    if isinstance(dense, nn.Conv2d):
-        cls, shape, converter = OPERATORS[operator], conv_arguments(dense), "from_conv"
-    else:
-        cls, shape, converter = LINEAR_OPERATORS[operator], linear_arguments(dense), "from_linear"
+    dense, knobs = site.dense, entry.knobs
+    cls, converter = _class(site, entry.operator)
+    shape = conv_arguments(dense) if isinstance(dense, nn.Conv2d) else linear_arguments(dense)
     if convert:
-        if not hasattr(cls, converter):
-            raise ValueError(f"operator {operator} cannot take over weights; start without weights")
         new = getattr(cls, converter)(dense, **knobs)
     else:
         arguments = {**shape, "device": layer.weight.device, "dtype": layer.weight.dtype, **knobs}

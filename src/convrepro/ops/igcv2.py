@@ -115,7 +115,7 @@ class IGCV2Conv2d(InterleavedConv):
         return tuple(branch_channels)
 
     def _balanced(self) -> tuple[int, ...]:
-        """Returns the branch channels that need the fewest weights. Raises ValueError if there are none."""
+        """Returns the branch channels that need the fewest weights. Raises ValueError if no number fits."""
         if not self.complementary:
             raise ValueError("complementary=False needs branch_channels, but they are None; valid: True")
         layers = self.layers or DEFAULT_LAYERS

@@ -59,7 +59,7 @@ class RunState:
 
 
 def state(folder: Path) -> RunState:
-    """The state of the run in `folder`; files that are torn or missing are told, never raised."""
+    """The state of the run in `folder`; damaged or missing files are reported in it and raise nothing."""
     progress = _progress(folder)
     try:
         result = read_result(folder)

@@ -1,6 +1,6 @@
 """Requests to stop, by signal: SIGUSR1 asks to save and be queued again, SIGTERM to save and stop.
 
-A handler only notes the request. Whoever trains asks `requested()` where the state is whole, saves and ends.
+A handler only notes the request. Whoever trains asks `requested()` where the state is consistent, saves and ends.
 """
 
 import atexit

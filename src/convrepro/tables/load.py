@@ -83,7 +83,7 @@ def load_table(name: str, root: Path = REPRODUCTIONS) -> Table:
 
 
 def find_table(name: str | None, root: Path = REPRODUCTIONS) -> Table | None:
-    """The table of this name, or None where there is none by now, as for runs of a table that is gone."""
+    """Returns the table of this name, or None if it no longer exists, as for runs of a table that was removed."""
     return load_table(name, root) if name in list_tables(root) else None
 
 

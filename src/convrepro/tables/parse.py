@@ -96,7 +96,7 @@ def _decimals(value: Decimal) -> int:
 
 
 def _build(cls: type[T], data: object, place: str, **given: object) -> T:
-    """An instance of the dataclass from a mapping, with unknown and missing keys and wrong types told."""
+    """Returns an instance of the dataclass from a mapping. Names unknown and missing keys and wrong types."""
     if not isinstance(data, Mapping):
         fail(place, f"must be a mapping, not {data!r}")
     hints = _hints(cls)

@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 
 import wandb
 
+from convrepro.config.plan import conv_name
 from convrepro.config.secrets import is_secret, secret_in
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs.environment import commit
@@ -107,7 +108,7 @@ class RunLogger:
 
     @never_raises
     def finish(self, final: Mapping[str, Any]) -> None:
-        """Write the final summary and close the run; what was recorded offline is whole on the disk afterwards."""
+        """Write the final summary and close the run; what was recorded offline is complete on the disk afterwards."""
         self.run.summary.update(dict(final))
         if self.checkpoint and self.checkpoint.exists():
             artifact = wandb.Artifact(f"model-{self.run.id}", type="model", metadata=dict(final))
@@ -197,7 +198,8 @@ def described(
     The configuration is the resolved tree without secrets, and scalars to group and filter by: `conv_name`,
     `data_name`, `budget_name`, `table`, `row`, `seed`, `commit` and `dirty`.
     """
-    scalars = {f"{group}_name": config[group]["name"] for group in ("conv", "data", "budget")}
+    scalars = {f"{group}_name": config[group]["name"] for group in ("data", "budget")}
+    scalars = {"conv_name": conv_name(config["conv"]), **scalars}
     scalars |= {"table": identity.table, "row": identity.row, "seed": identity.seed, "commit": revision, "dirty": dirty}
     tags = [config["model"], *(scalars[f"{group}_name"] for group in ("conv", "data", "budget"))]
     return {

@@ -23,7 +23,7 @@ class Fragment:
 
 
 def fragments(folder: Path) -> list[Fragment]:
-    """Return the attempts at the run of `folder`, the oldest first; a torn end of a file is left out."""
+    """Return the attempts at the run of `folder`, the oldest first; a truncated end of a file is left out."""
     paths = [path for path in folder.glob("wandb/*run-*-*/run-*.wandb") if not path.parent.is_symlink()]
     return [_read(path) for path in sorted(paths, key=lambda path: path.parent.name.removeprefix("offline-"))]
 

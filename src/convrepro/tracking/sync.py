@@ -105,7 +105,7 @@ class Server:
             return {run.id: There(run.state, int(run.summary.get("epoch", -1))) for run in found}
 
     def send(self, attempt: Fragment) -> None:
-        """Have W&B's own command send an attempt; of a torn one it sends what can be read."""
+        """Have W&B's own command send an attempt; of a truncated one it sends what can be read."""
         words = ["sync", "--include-online", "--include-synced", "--project", self.cfg["project"]]
         command = [sys.executable, "-m", "wandb", *words, "--entity", self.entity, str(attempt.path)]
         with answering(SENDING):

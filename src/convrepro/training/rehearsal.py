@@ -27,7 +27,7 @@ def rehearse(cfg: RunConfig) -> None:
     and for a learning rate that is not a number of at least 0. Also raises for a clipped gradient that the optimizer
     would scale after the clipping.
     """
-    check_names(cfg.model, cfg.conv.name, cfg.conv.where, cfg.conv.knobs)
+    check_names(cfg.model, cfg.conv)
     parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
     recipe = cfg.recipe.model_dump()
     optimizer = build_optimizer(parameters, recipe)

@@ -1,6 +1,7 @@
 """One run: build, fit or evaluate, write result.json. Everything else in the suite goes through here."""
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from convrepro.complexity.network import count_network
 from convrepro.config.overrides import key_of
 from convrepro.config.schema import RunConfig
-from convrepro.config.strict import NotJson
+from convrepro.config.strict import NotJson, text_of
 from convrepro.data import ImageData
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.models.build import build_network
@@ -98,6 +99,7 @@ def run(
     table = table or (load_table(cfg.table) if cfg.table else None)
     if table:
         check_row(cfg, table, overrides)
+    _check_nodes(cfg.trainer.num_nodes)
     rehearse(cfg)
     protocol = protocol_of(cfg)
     identity = identity_of(cfg, overrides, protocol)
@@ -230,10 +232,23 @@ def assemble(
     try:
         with _quiet():
             trainer = L.Trainer(plugins=[files, *_cluster(cfg.trainer.processes)], **arguments)
-    except (MisconfigurationException, ValueError) as error:
-        raise ConvReproError(f"trainer={cfg.trainer.model_dump()} does not fit this machine: {error}") from error
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        asked = ", ".join(
+            f"{key}={text_of(getattr(cfg.trainer, key))}" for key in ("accelerator", "devices", "strategy")
+        )
+        reason = " ".join(str(error).split())
+        raise ConvReproError(f"trainer: {asked} does not fit this machine: {reason}") from error
     trainer.precision_plugin.convert_module(module)  # Lightning does it after a checkpoint is loaded, which rounds that
     return module, trainer, logger
+
+
+def _check_nodes(nodes: int) -> None:
+    """Raises ConvReproError where several nodes are asked for and nobody starts the processes of the others."""
+    if nodes == 1 or "NODE_RANK" in os.environ or SLURMEnvironment.detect() or TorchElasticEnvironment.detect():
+        return
+    raise ConvReproError(
+        f"trainer.num_nodes={nodes} needs processes on each node: use `convrepro submit`, srun or torchrun"
+    )
 
 
 def _cluster(processes: int) -> list[ClusterEnvironment]:
@@ -271,10 +286,10 @@ def _recorded(cfg: RunConfig, overrides: Sequence[str]) -> list[str]:
 def _finished(
     cfg: RunConfig, protocol: Protocol, folder: Path, echo: Callable[[str], None], repair: bool = False
 ) -> Result | None:
-    """The result of this protocol in `folder`, or None; with `repair` a torn one is moved out of the way.
+    """The result of this protocol in `folder`, or None; with `repair` a damaged one is moved out of the way.
 
-    A torn one is no loss where it can be made again without training twice: from the last checkpoint, which holds the
-    history, or by evaluating again. Elsewhere the error is for the user to decide.
+    A damaged result is no loss if it can be written again without training twice: from the last checkpoint, which holds
+    the history, or by evaluating again. Elsewhere the error is for the user to decide.
     """
     try:
         result = finished(folder, protocol)
@@ -283,7 +298,7 @@ def _finished(
             raise ConvReproError(f"{error}, and there is no checkpoint: move it away to train anew") from error
         if repair:
             torn = (folder / FILE).rename(folder / f"{FILE}.torn")
-            echo(f"{error}: moved to {torn.name}, and made again without training")
+            echo(f"{error}: moved to {torn.name}, and written again without training")
         return None
     if result:
         echo(f"{folder}: finished, top-1 {result['metrics']['last']['top1']:.2f} %; skipped")
@@ -294,7 +309,7 @@ def _write(folder: Path, result: Result) -> None:
     try:
         write_json(folder / FILE, result)
     except ConvReproError as error:
-        whole = f"{folder / LAST} is whole, and the same command goes on from it without training again"
+        whole = f"{folder / LAST} is intact, and the same command continues from it without training again"
         raise ConvReproError(f"{error}; {whole}" if (folder / LAST).exists() else str(error)) from error
 
 
