@@ -12,6 +12,7 @@ import pytest
 import convrepro.training.runner  # noqa: F401 (what it imports starts a process)
 from convrepro.cli.main import main
 from convrepro.evidence.speed_suite import suite
+from support.command import CONVREPRO, Python
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +41,7 @@ def test_outputs_that_end_early_or_cannot_be_written_or_lack_letters(tmp_path):
     gone.mkdir()
     with open("/dev/full", "w") as full:
         started = {
-            "full": subprocess.Popen([*COMMAND, *show], stdout=full, stderr=subprocess.PIPE, text=True),
+            "full": Python([*CONVREPRO, *show], stdout=full, stderr=subprocess.PIPE, text=True),
             "closed": subprocess.Popen(
                 ["bash", "-c", f"{' '.join(COMMAND)} list models | head -1; exit ${{PIPESTATUS[0]}}"],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -49,8 +50,8 @@ def test_outputs_that_end_early_or_cannot_be_written_or_lack_letters(tmp_path):
                 ["bash", "-c", f"{' '.join([*COMMAND, *show])} >&- 2>&-"], stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE, text=True,
             ),
-            "ascii": subprocess.Popen(
-                [*COMMAND, *show], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            "ascii": Python(
+                [*CONVREPRO, *show], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 env={**os.environ, "PYTHONIOENCODING": "ascii"},
             ),
             "deleted": subprocess.Popen(

@@ -1,6 +1,6 @@
 """A sweep that is disturbed without mercy: nothing is lost, nothing is trained twice.
 
-CONVREPRO_CHAOS_SEED chooses the moments and the victims (default 0).
+CONVREPRO_CHAOS_SEED chooses the moments and the victims (default 0). The sweep of twelve rows is exhaustive.
 """
 
 import os
@@ -8,14 +8,15 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 
 from convrepro.runs.plan import Job
 from support import lab_table
+from support.command import CONVREPRO, Python
 from support.small_runs import science
 from support.table_on_cluster import Lab, result
 
@@ -23,7 +24,6 @@ pytestmark = [pytest.mark.cluster]
 
 SEED = int(os.environ.get("CONVREPRO_CHAOS_SEED", "0"))
 EPOCHS = 12
-KILLS, TERMINATIONS, PREEMPTIONS = 4, 3, 2
 #: A task is given up after more ends than this without getting farther.
 OFTEN = 3
 BAD = "bad"
@@ -36,17 +36,32 @@ def row(name: str, overrides: str, more: str = "") -> str:
     return f"  - {{id: {name}, label: {name}, overrides: [{', '.join(words)}], published: {{}}{more}}}\n"
 
 
-ROWS = [row(f"row{n}", KNOBS[n % len(KNOBS)] + f" recipe.optimizer.momentum=0.{80 + n}") for n in range(10)]
-ROWS += [row("late", "conv=shift", ", weights_from: row0"), row(BAD, "conv=standard")]
+def rows(number: int) -> list[str]:
+    alike = [row(f"row{n}", f"{KNOBS[n % len(KNOBS)]} recipe.optimizer.momentum=0.{80 + n}") for n in range(number)]
+    return [*alike, row("late", "conv=shift", ", weights_from: row0"), row(BAD, "conv=standard")]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many rows are trained, besides one that starts from another and one that fails, and what happens to them."""
+
+    rows: int
+    kills: int
+    terminations: int
+    preemptions: int
+
+
+SMALL, FULL = Size(3, 1, 1, 1), Size(10, 4, 3, 2)
 
 
 class Chaos:
     """Disturbs a table's runs, by a seeded choice of what, whom and when."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, size: Size) -> None:
         self.lab = lab
         self.random = random.Random(SEED)
-        self.events = [signal.SIGKILL] * KILLS + [signal.SIGTERM] * TERMINATIONS + ["preempt"] * PREEMPTIONS
+        self.events = [signal.SIGKILL] * size.kills + [signal.SIGTERM] * size.terminations
+        self.events += ["preempt"] * size.preemptions
         self.random.shuffle(self.events)
         self.events.insert(len(self.events) // 2, "controller")
         self.done: list[str] = []
@@ -104,10 +119,11 @@ def stamp(job: Job) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_ino
 
 
-def test_every_row_finishes_as_if_nothing_had_happened(cluster, tmp_path, monkeypatch, request):
-    lab = Lab(cluster, tmp_path, monkeypatch, *ROWS)
+@pytest.mark.parametrize("size", [SMALL, pytest.param(FULL, marks=pytest.mark.exhaustive)], ids=["small", "full"])
+def test_every_row_finishes_as_if_nothing_had_happened(cluster, tmp_path, monkeypatch, request, size):
+    lab = Lab(cluster, tmp_path, monkeypatch, *rows(size.rows))
     words = ["run", lab_table.NAME, "--budget", "smoke", "--seeds", "0", *lab.extra, f"runs={tmp_path / 'calm'}"]
-    calm = subprocess.Popen([sys.executable, "-m", "convrepro.cli", *words], stdout=subprocess.DEVNULL)
+    calm = Python([*CONVREPRO, *words], stdout=subprocess.DEVNULL)
     request.addfinalizer(calm.kill)
     good = [job for job in lab.jobs if job.row.id != BAD]
     bad = lab.job(BAD)
@@ -115,10 +131,11 @@ def test_every_row_finishes_as_if_nothing_had_happened(cluster, tmp_path, monkey
     (bad.folder / "last.ckpt").write_bytes(b"torn by something")
     first, second, collect = re.findall(r"^queued (\d+):", lab.submit(), re.MULTILINE)
 
-    chaos = Chaos(lab)
+    chaos = Chaos(lab, size)
     chaos.run()
     print(f"seed {SEED}: {', '.join(chaos.done)}")
-    assert len(chaos.done) >= 10, "the runs were over before they were disturbed; make them longer"
+    number = len(lab.jobs)
+    assert len(chaos.done) >= len(chaos.events), "the runs were over before they were disturbed; make them longer"
     cluster.wait_until_over(first, second, collect)
 
     status = lab.call("status")
@@ -133,9 +150,9 @@ def test_every_row_finishes_as_if_nothing_had_happened(cluster, tmp_path, monkey
     (bad.folder / "last.ckpt").unlink()
     written = {job.row.id: stamp(job) for job in good}
     told = lab.call("resubmit")
-    assert "12 runs, 11 finished, 0 queued already, 1 to queue" in told
+    assert f"{number} runs, {number - 1} finished, 0 queued already, 1 to queue" in told
     cluster.wait_until_over(*re.findall(r"^queued (\d+):", told, re.MULTILINE))
-    assert "12 runs: 12 done" in lab.collected()
+    assert f"{number} runs: {number} done" in lab.collected()
 
     for job in good:
         assert stamp(job) == written[job.row.id], "a result is final"

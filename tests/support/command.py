@@ -1,8 +1,8 @@
-"""The command `convrepro`, typed by tests: in a process of its own, but without the seconds that libraries load for.
+"""Python processes for tests, such as the command `convrepro`, without the seconds that libraries load for.
 
-The process is a fork of one that has imported torch, Lightning and timm, and nothing of this package. What is tested is
-the command as it starts, with the environment and the folder that it is given; a process that is to be killed, or whose
-imports are the point, is started with `subprocess`.
+Each is a fork of a process that has imported torch, Lightning and timm, and nothing of this package. It has the
+environment, the folder and the outputs that it is given, and is killed like any other; only where imports are the
+point, or a signal may come before them, a test takes `subprocess`.
 """
 
 import atexit
@@ -10,19 +10,25 @@ import functools
 import json
 import os
 import runpy
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 LIBRARIES = ("torch", "torchvision", "lightning.pytorch", "timm", "torchmetrics", "fvcore.nn", "hydra", "pydantic")
 TESTS = str(Path(__file__).parents[1])
 CODE = f"import sys; sys.path.append({TESTS!r}); from support import command; command.serve()"
+CONVREPRO = ("-m", "convrepro.cli")
+#: Places of what Popen hands to `_execute_child`, and of the ends of pipes among it: in, out, errors.
+CWD, ENV, NEW_SESSION, ENDS = 4, 5, 20, slice(9, 15)
 
 
 def convrepro(
@@ -32,22 +38,59 @@ def convrepro(
     timeout: float = 600,
 ) -> subprocess.CompletedProcess[str]:
     """What `convrepro words` prints and how it ends. Raises subprocess.TimeoutExpired after `timeout` seconds."""
-    texts = [str(word) for word in words]
+    texts = [*CONVREPRO, *map(str, words)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(timeout)
-            line.connect(_server().address)
-            request = {"words": texts, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
-            socket.send_fds(line, [json.dumps(request).encode() + b"\n"], [out.fileno(), errors.fileno()])
+        with Python(texts, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, cwd=cwd, env=env) as process:
             try:
-                status = line.recv(16)
-            except TimeoutError as error:
-                os.killpg(_server().process.pid, signal.SIGKILL)
-                _server.cache_clear()
-                raise subprocess.TimeoutExpired(["convrepro", *texts], timeout) from error
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
         out.seek(0)
         errors.seek(0)
-        return subprocess.CompletedProcess(["convrepro", *texts], int(status), out.read(), errors.read())
+        return subprocess.CompletedProcess(texts, process.returncode, out.read(), errors.read())
+
+
+class Python(subprocess.Popen):
+    """`subprocess.Popen` of Python with these words: `-c code`, `-m module` or a file, and what comes after."""
+
+    def __init__(self, words: Sequence[str], **options: Any) -> None:
+        super().__init__([sys.executable, *words], **options)
+
+    def _execute_child(self, words: Sequence[str], *given: Any) -> None:
+        request = {
+            "words": list(words[1:]),
+            "cwd": str(given[CWD] or Path.cwd()),
+            "env": dict(os.environ if given[ENV] is None else given[ENV]),
+            "session": bool(given[NEW_SESSION]),
+        }
+        stdin, to_stdin, from_stdout, stdout, from_stderr, stderr = given[ENDS]
+        self._line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._line.connect(_server().address)
+        files = [file if file >= 0 else number for number, file in enumerate((stdin, stdout, stderr))]
+        socket.send_fds(self._line, [json.dumps(request).encode()], files)
+        self.pid = int(self._line.recv(16))
+        self._child_created = True
+        for ours, theirs in ((to_stdin, stdin), (from_stdout, stdout), (from_stderr, stderr)):
+            if ours >= 0:
+                os.close(theirs)
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        if flags & os.WNOHANG and not select.select([self._line], [], [], 0)[0]:
+            return 0, 0
+        status = int(self._line.recv(16) or signal.SIGKILL)
+        self._line.close()
+        return self.pid, status
+
+    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
+        if self.returncode is None and self._waitpid_lock.acquire(False):
+            try:
+                pid, status = self._try_wait(os.WNOHANG) if self.returncode is None else (0, 0)
+                if pid:
+                    self._handle_exitstatus(status)
+            finally:
+                self._waitpid_lock.release()
+        return self.returncode
 
 
 class Server(NamedTuple):
@@ -57,7 +100,7 @@ class Server(NamedTuple):
 
 @functools.cache
 def _server() -> Server:
-    """This test process's server, which is started for the first command and ends with the tests."""
+    """This test process's server, which is started for the first process and ends with the tests."""
     folder = tempfile.mkdtemp(prefix="convrepro-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = f"{folder}/socket"
@@ -77,38 +120,70 @@ def _server() -> Server:
 
 
 def serve() -> None:
-    """Forks a process for each request at the socket that the command line names."""
+    """Forks a process for each request at the socket that the command line names, and one that waits for it."""
     for name in LIBRARIES:
         __import__(name)
-    with socket.socket(socket.AF_UNIX) as server:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind(sys.argv[1])
         server.listen()
         print("ready", flush=True)
         while True:
             line, _ = server.accept()
-            data, files, _, _ = socket.recv_fds(line, 1 << 20, 2)
-            while not data.endswith(b"\n"):
-                data += line.recv(1 << 20)
-            if pid := os.fork():
-                line.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
-                line.close()
-                for file in files:
+            data, files, _, _ = socket.recv_fds(line, 1 << 20, 3)
+            if os.fork():
+                for file in (line.detach(), *files):
                     os.close(file)
             else:
                 server.close()
-                line.close()
-                _become(json.loads(data), *files)
+                _wait_for(json.loads(data), line, files)
 
 
-def _become(request: dict, out: int, errors: int) -> None:
-    """Makes this process the command of the request, and ends it."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(out, 1)
-    os.dup2(errors, 2)
+def _wait_for(request: dict, line: socket.socket, files: Sequence[int]) -> None:
+    """Forks the process of the request, and reports its number and how it ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if pid := os.fork():
+        for file in (0, 1, 2, *files):
+            os.close(file)
+        line.send(str(pid).encode())
+        line.send(str(os.waitpid(pid, 0)[1]).encode())
+        os._exit(0)
+    line.close()
+    _become(request, files)
+
+
+def _become(request: dict, files: Sequence[int]) -> None:
+    """Makes this process the Python of the request, and ends it."""
+    if request["session"]:
+        os.setsid()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    lines = 1 if "PYTHONUNBUFFERED" in os.environ else -1
+    sys.stdin = open(0, encoding=encoding, closefd=False)
+    sys.stdout = open(1, "w", lines, encoding=encoding, closefd=False)
+    sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
     sys.path.remove(TESTS)
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.argv[:] = ["convrepro", *request["words"]]
-    runpy.run_module("convrepro.cli", run_name="__main__", alter_sys=True)
+    how, *words = request["words"]
+    try:
+        if how == "-c":
+            sys.argv[:] = ["-c", *words[1:]]
+            main = sys.modules["__main__"] = ModuleType("__main__")
+            exec(compile(words[0], "<string>", "exec"), main.__dict__)
+        elif how == "-m":
+            sys.argv[:] = words
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv[:] = [how, *words]
+            runpy.run_path(how, run_name="__main__")
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit()

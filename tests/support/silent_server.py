@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from support.command import Python
 from support.wandb_server import KEY
 
 KINDS = ("refuses", "accepts", "drips")
@@ -79,8 +80,8 @@ class Watched:
             **more,
         }
         code = f"import sys\n{first}\nfrom convrepro.cli.main import main\nmain(sys.argv[1:])"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *words],
+        self.process = Python(
+            ["-c", code, *words],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -10,6 +9,7 @@ from typing import Any
 
 from convrepro.config.compose import compose_config
 from convrepro.training.run import run
+from support.command import Python
 from support.patience import PATIENCE
 
 TINY = ["budget.train_examples=256", "budget.test_examples=100", "trainer=cpu", "logger=none"]
@@ -33,12 +33,12 @@ def science(result: dict) -> dict:
     return {"metrics": result["metrics"], "history": history, "static": result["static"]}
 
 
-def start(overrides: list[str], runs: Path, first: str = "pass", **options: Any) -> subprocess.Popen:
+def start(overrides: list[str], runs: Path, first: str = "pass", **options: Any) -> Python:
     """`convrepro train` in a process of its own, which executes the code `first` before everything else."""
     with NamedTemporaryFile("w", dir=runs.parent, prefix="start", suffix=".py", delete=False) as script:
         script.write(f"{first}\nfrom convrepro.cli.main import main\nmain()\n")
-    command = [sys.executable, script.name, "train", *overrides, f"runs={runs}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    words = [script.name, "train", *overrides, f"runs={runs}"]
+    return Python(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:

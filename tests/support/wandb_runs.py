@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from convrepro.tables import load_table
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.tracking.offline import fragments
 from convrepro.training.run import run
+from support.command import CONVREPRO, Python
 from support.variants import TABLE, identity, named
 from support.wandb_server import WandbServer
 
@@ -45,10 +45,10 @@ def train(words: list[str], runs: Path, echo: Callable[[str], None] = silent, ro
     return run(compose_config(overrides), overrides, echo=echo)
 
 
-def start(words: list[str], runs: Path) -> subprocess.Popen:
+def start(words: list[str], runs: Path) -> Python:
     """Train by the command line."""
-    command = [sys.executable, "-m", "convrepro.cli", "train", *named([*SHIFT, *words, f"runs={runs}"])]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = [*CONVREPRO, "train", *named([*SHIFT, *words, f"runs={runs}"])]
+    return Python(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def end(process: subprocess.Popen, after: Callable[[], bool], sent: signal.Signals) -> None:

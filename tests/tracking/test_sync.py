@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from convrepro.runs.summary import summary
 from convrepro.tables import load_table
 from convrepro.tracking.offline import Fragment, fragments
 from convrepro.tracking.sync import Synced, There, missing, sync
+from support.command import convrepro
 from support.variants import identity
 from support.wandb_runs import (
     IDENTITY,
@@ -246,13 +245,7 @@ def test_a_run_killed_offline_is_whole_after_the_next_attempt_and_a_sync(server,
     end(start(words, tmp_path), (folder / "last.ckpt").exists, signal.SIGKILL)
     finished = train(words, tmp_path)
     assert len(fragments(folder)) == 2
-    done = subprocess.run(
-        [sys.executable, "-m", "convrepro.cli", "sync", TABLE, f"--runs={tmp_path}"],
-        env=os.environ | {"WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = convrepro("sync", TABLE, f"--runs={tmp_path}", env=os.environ | {"WANDB_MODE": "offline"}, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1 sent, 0 skipped, 0 failed"
     run = server.run(who.run_id)

@@ -16,7 +16,8 @@ from support.patience import wait
 from support.small_runs import EPOCHS, MNIST_FC, STATEFUL, STEPS, before_hook, before_step, ended, science, start, train
 
 RANDOM = random.Random(4)
-RANDOM_STEPS = sorted(RANDOM.sample(range(1, EPOCHS * STEPS - 1), 3))
+FIRST, *OTHERS = sorted(RANDOM.sample(range(1, EPOCHS * STEPS - 1), 3))
+MOMENTS = [1, FIRST, *(pytest.param(step, marks=pytest.mark.exhaustive) for step in OTHERS)]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def interrupted(words, runs, monkeypatch) -> tuple[Interrupted, dict]:
     return stop.value, torch.load(checkpoints[0], weights_only=True) if checkpoints else {}
 
 
-@pytest.mark.parametrize("step", [1, *RANDOM_STEPS])
+@pytest.mark.parametrize("step", MOMENTS)
 def test_a_run_interrupted_at_any_step_stops_there_and_continues_as_an_unbroken_one(
     tmp_path, monkeypatch, listening, unbroken, step
 ):

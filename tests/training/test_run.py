@@ -1,6 +1,8 @@
 """Runs for real, on the bundled images: deterministic, resumed after a real kill, never trained twice."""
 
 import json
+import sys
+from contextlib import suppress
 from importlib.metadata import version
 
 import pytest
@@ -114,6 +116,15 @@ def test_the_record_names_everything_that_a_reader_needs(tmp_path):
     assert result["environment"]["versions"]["torch"] == version("torch")
     assert result["overrides"] == [*named(MNIST_FC), "recipe.epochs=1"]
     assert set(result["metrics"]["last"]) == {"epoch", "top1", "top5", "loss"}
+
+
+@pytest.mark.parametrize("words", [["trainer.deterministic=true"], ["recipe.optimizer.lr=1000"]], ids=["ends", "fails"])
+def test_a_run_leaves_the_settings_of_its_process_as_they_were(tmp_path, words):
+    """Or whoever calls it from Python loses small numbers, or an operation without a deterministic form."""
+    with suppress(ConvReproError):
+        train([*MNIST_FC, "recipe.epochs=1", *words], tmp_path)
+    assert sys.float_info.min / 2 > 0
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_loss_falls_and_accuracy_is_far_above_chance(tmp_path):

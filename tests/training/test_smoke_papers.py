@@ -27,7 +27,12 @@ ROWS = {
 """A table of each paper, and a row of it that is the paper's own."""
 
 
-@pytest.mark.parametrize("paper", ROWS)
+#: Networks like the others' train in `test_networks.py` and in the tests of the zoo, too.
+ALWAYS = ("deepshift", "hetconv", "igcv2", "mobilenet_v1")
+PAPERS = [pytest.param(paper, marks=[] if paper in ALWAYS else [pytest.mark.exhaustive]) for paper in ROWS]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
 def test_a_row_of_the_paper_trains(paper, tmp_path):
     table, row = ROWS[paper]
     jobs = plan(load_table(f"{paper}/{table}"), budget="smoke", rows=[row], seeds=[0], extra=SMALL, runs=tmp_path)

@@ -3,9 +3,9 @@
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+from support.command import CONVREPRO, Python
 from support.patience import PATIENCE, wait
 
 #: The network's second convolution has 20 input channels: hetconv takes p=2 and 5, but not 3.
@@ -13,9 +13,9 @@ ROW = ["model=deepshift_mnist_conv", "conv=hetconv", "logger=none", "trainer=cpu
 ROW += ["recipe.batch_size=16", "budget.train_examples=256", "budget.test_examples=100"]
 
 
-def start(runs: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "convrepro.cli", "train", "-m", *ROW, *words, f"runs={runs}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(runs: Path, *words: str) -> Python:
+    command = [*CONVREPRO, "train", "-m", *ROW, *words, f"runs={runs}"]
+    return Python(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finished(runs: Path) -> list[int]:

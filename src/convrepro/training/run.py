@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +114,10 @@ def run(
     with hold(folder) if first else nullcontext():
         # by now the process that held the folder until a moment ago may have finished the run
         this = Run(cfg, _recorded(cfg, overrides), protocol, identity, table)
-        return _finished(cfg, protocol, folder, echo, repair=first) or _train(this, echo)
+        if result := _finished(cfg, protocol, folder, echo, repair=first):
+            return result
+        with _own_settings():
+            return _train(this, echo)
 
 
 def _first(cfg: RunConfig) -> bool:
@@ -127,7 +131,6 @@ def _silent(line: str) -> None:
 
 def _train(this: Run, echo: Callable[[str], None]) -> Result:
     cfg, identity, folder = this.cfg, this.identity, this.folder
-    torch.set_flush_denormal(True)  # squared gradients below 1e-38 made an RMSprop step on a CPU twice as slow
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.monotonic()
     data = image_data(cfg)
@@ -311,6 +314,22 @@ def _write(folder: Path, result: Result) -> None:
     except ConvReproError as error:
         whole = f"{folder / LAST} is intact, and the same command continues from it without training again"
         raise ConvReproError(f"{error}; {whole}" if (folder / LAST).exists() else str(error)) from error
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """What a run and Lightning's trainer set for the whole process is as before once the run is over."""
+    flushed = sys.float_info.min / 2 == 0
+    exact = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    tuned = torch.backends.cudnn.benchmark
+    torch.set_flush_denormal(True)  # squared gradients below 1e-38 made an RMSprop step on a CPU twice as slow
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
+        torch.use_deterministic_algorithms(exact, warn_only=only_warns)
+        torch.backends.cudnn.benchmark = tuned
 
 
 @contextmanager
