@@ -205,6 +205,7 @@ def test_the_users_folder_stands_for_the_tilde_in_every_path(tmp_path, monkeypat
     assert parse(["coverage", "--out=~/r"]).out == f"{tmp_path}/r"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("words", "says"),
     [

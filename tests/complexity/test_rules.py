@@ -205,6 +205,7 @@ def test_squeeze_and_excitation_adds_its_linear_layers():
     assert added == sum(2 * n * n // 8 for _, n, _ in VGG) == 452_608
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("p", "printed"), [(1, 126_018_176), (2, 70_214_272), (4, 42_312_320)])
 def test_resnet56_of_table_3(p, printed):
     total = standard(3, 16, 32) + 64 * 10 + sum(standard(*layer) * ratio(p) for layer in RESNET)
@@ -223,6 +224,7 @@ def test_mobilenet_of_table_4_is_counted_without_biases():
     assert replaced.total("conv_fc") == first_and_last + heterogeneous == 55_945_216
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("model", "rule", "standard_macs", "p4"),
     [

@@ -75,6 +75,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr("convrepro.cluster.slurm.max_array_size", lambda: 1001)
 
 
+@pytest.mark.heavy
 def test_no_verb_writes_or_repeats_a_secret(tmp_path, capsys):
     cases = [(f'{key}="{value}"', value) for key, value in product(KEYS, KINDS.values())]
     cases += [(f"{key}={WORD}", WORD) for key in NAMES]

@@ -262,6 +262,7 @@ def command(verb: str, override: str, folder) -> list[str]:
     return [*words, "--to", f"{folder}/net.onnx"] if first == "export" else words
 
 
+@pytest.mark.heavy
 def test_no_verb_takes_a_value_that_the_schema_forbids(tmp_path, capsys, monkeypatch):
     """Each answer has at most 3 lines, and comes before a network is built, an image is read or a file is written."""
     monkeypatch.setattr("convrepro.models.build.create", lambda *_: pytest.fail("a network was built"))

@@ -196,6 +196,7 @@ KINDS = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_what_is_wrong_in_a_file_is_named_or_harmless(kind, tmp_path):
     made = kind(tmp_path)

@@ -43,6 +43,7 @@ def test_a_network_of_torchvision_has_the_classes_and_channels_of_the_data(name,
         assert network.train(mode)(torch.zeros(2, 1, side, side)).shape == (2, 7)
 
 
+@pytest.mark.heavy
 def test_weights_of_torchvision_are_loaded_and_converted(tmp_path):
     dense = torchvision.models.resnet18(num_classes=5)
     torch.save(dense.state_dict(), tmp_path / "resnet18.pth")

@@ -27,11 +27,6 @@ BLOCKS = [(8, 16, 4, 2), (32, 64, 4, 16), (64, 32, 4, 32), (6, 9, 3, 2), (64, 64
 """(in_channels, out_channels, p, least): narrow blocks, merged ones, of an odd number of filters, and wide ones."""
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def oracle(operator: HetConv2d, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The output by the paper's definition, and the float64 parameters that it depends on.
 

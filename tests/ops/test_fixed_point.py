@@ -15,11 +15,6 @@ pytestmark = pytest.mark.unit
 VARIANTS = ("q", "ps", "v1")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 class TestFixedPoint:
     def test_q_and_ps_cut_and_saturate_one_below_the_bound(self) -> None:
         form = FixedPoint(3, 5)

@@ -29,11 +29,6 @@ every_variant = pytest.mark.parametrize(("p", "channels", "filters"), VARIANTS)
 both = pytest.mark.parametrize("arrangement", ["contiguous", "shifted"])
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def has_kxk(i: int, c: int, part: int, channels: int, filters: int, arrangement: str) -> bool:
     """Whether filter i has its KxK kernel on channel c."""
     if arrangement == "shifted":  # figure 3

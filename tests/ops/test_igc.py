@@ -18,11 +18,6 @@ from support.operator_cases import count_paths
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(("channels", "groups"), [(6, 2), (12, 3), (48, 24), (7, 1), (7, 7)])
 def test_shuffle_follows_the_formula_and_has_an_inverse(channels: int, groups: int) -> None:
     expected = [(j % groups) * (channels // groups) + j // groups for j in range(channels)]

@@ -15,11 +15,6 @@ from support.operator_cases import count_paths
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def fill_identity(weight: Tensor) -> None:
     """Make a group convolution that keeps the number of channels pass them through."""
     with torch.no_grad():

@@ -16,11 +16,6 @@ pytestmark = pytest.mark.unit
 WEIGHT = torch.tensor([[-0.5, 1.5, 0.0, -0.25, 0.75], [0.1, -3.0, 0.2, 0.0, -0.7]], dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 class TestBinary:
     def test_by_hand(self) -> None:
         expected = torch.tensor([[-0.6, 0.6, 0.6, -0.6, 0.6], [0.8, -0.8, 0.8, 0.8, -0.8]], dtype=torch.float64)

@@ -15,11 +15,6 @@ pytestmark = pytest.mark.unit
 SCHEMES = ("channel", "spatial")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def conv() -> nn.Conv2d:
     return nn.Conv2d(4, 6, (3, 5), padding=1, dtype=torch.float64)

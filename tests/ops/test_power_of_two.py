@@ -15,11 +15,6 @@ pytestmark = pytest.mark.unit
 VARIANTS = ("q", "ps", "v1")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def shift_by_definition(x: float) -> int:
     """round(log2|x|) in exact arithmetic: the p with 2^(p - 1/2) < |x| < 2^(p + 1/2)."""
     square = Fraction(x) ** 2

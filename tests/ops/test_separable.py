@@ -11,11 +11,6 @@ from convrepro.ops import DepthwisePointwise, GroupPointwise
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("num_groups", [1, 2, 4])
 def test_equals_loops_over_the_definition(num_groups: int) -> None:
     channels, filters, per_group = 4, 3, 4 // num_groups

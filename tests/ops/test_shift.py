@@ -16,11 +16,6 @@ VARIANTS = ("q", "ps", "v1")
 LN2 = math.log(2)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def latent_conv(variant: str, dtype: torch.dtype = torch.float64, **words: object) -> ShiftConv2d:
     """A layer whose latents lie inside and outside of all limits, and on both sides of all thresholds."""
     layer = ShiftConv2d(4, 6, 3, padding=1, variant=variant, dtype=dtype, **words)

@@ -22,11 +22,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("truncate", [False, True])
 def test_linear_is_the_sum_in_exact_arithmetic(variant: str, truncate: bool) -> None:

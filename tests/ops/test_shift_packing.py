@@ -15,11 +15,6 @@ pytestmark = pytest.mark.unit
 FORMS = [*(("q", b) for b in range(2, 7)), *(("ps", b) for b in range(2, 7)), ("v1", None)]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(("variant", "bits"), FORMS)
 def test_round_trip_is_exact_and_has_the_stated_size(variant: str, bits: int | None) -> None:
     layer = ShiftConv2d(5, 7, 3, variant=variant, bits=bits)

@@ -20,11 +20,6 @@ GRID = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 class TestUnstructured:
     @pytest.mark.parametrize("density", [0.01, 0.3, 0.5, 0.999, 1])
     @pytest.mark.parametrize("words", GRID, ids=str)

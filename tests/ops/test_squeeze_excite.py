@@ -13,11 +13,6 @@ from convrepro.ops import DepthwisePointwise, HetConv2d, SqueezeExcite, SqueezeE
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def test_equals_the_paper_s_equations() -> None:
     channels, hidden, height, width = 6, 2, 3, 4
     se = SqueezeExcite(channels, 3).double()

@@ -17,8 +17,6 @@ from support.command import convrepro
 from support.pages import NASTY, entries
 from support.small_table import write
 
-pytestmark = pytest.mark.unit
-
 VOID = {"meta", "input", "img", "br", "link"}
 
 
@@ -203,7 +201,6 @@ def test_the_page_is_the_same_each_time(tmp_path, nasty):
     assert render_page(entries(names)) == render_page(entries(names))
 
 
-@pytest.mark.heavy
 def test_the_command_writes_the_page_of_what_is_named(tmp_path):
     words = ("report", "lecture/separable", "lecture/grouped", "--html")
     done = convrepro(*words, "here.html", cwd=tmp_path)

@@ -280,6 +280,7 @@ def test_an_svg_tells_no_date_and_no_place(table, results):
         assert str(Path.home()) not in text
 
 
+@pytest.mark.heavy
 def test_the_overview_has_the_costs_of_all_tables(table, root):
     names = ["hetconv/table1", "mobilenet_v2/table4", "igcv1/imagenet"]
     counted = [(t, printed_statics(t)) for t in map(load_table, names)]

@@ -15,14 +15,15 @@ from support.variants import identity, named
 
 pytestmark = pytest.mark.unit
 
-EXTRAS = ((), ("trainer.precision=bf16-mixed", "logger=none"), ("recipe.batch_size=32",), ("data.verify=false",))
+EXTRAS = (("trainer.precision=bf16-mixed", "logger=none"), ("recipe.batch_size=32",), ("data.verify=false",))
+HEAVY = [pytest.param(extra, marks=pytest.mark.heavy) for extra in EXTRAS]
 
 
 def checked(words: list[str], table) -> None:
     check_row(compose_config(words), table, words)
 
 
-@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: " ".join(extra) or "as published")
+@pytest.mark.parametrize("extra", [(), *HEAVY], ids=lambda extra: " ".join(extra) or "as published")
 def test_every_run_that_is_planned_passes_unchanged_and_none_under_the_name_of_another_row(tmp_path, extra):
     table = lab_table.load(tmp_path)
     for budget in ("paper", "proxy", "smoke"):

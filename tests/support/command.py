@@ -164,9 +164,9 @@ def _become(request: dict, files: Sequence[int]) -> None:
     os.environ.update(request["env"])
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
     lines = 1 if "PYTHONUNBUFFERED" in os.environ else -1
-    sys.stdin = open(0, encoding=encoding, closefd=False)
-    sys.stdout = open(1, "w", lines, encoding=encoding, closefd=False)
-    sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
+    sys.stdin = os.fdopen(0, encoding=encoding, closefd=False)
+    sys.stdout = os.fdopen(1, "w", lines, encoding=encoding, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
     sys.path.remove(TESTS)
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     how, *words = request["words"]

@@ -1,14 +1,17 @@
 """The tiers of the suite: which test belongs to which, what the fast one may not do, and who runs what.
 
 - `unit`: the tests of a file that says `pytestmark = pytest.mark.unit`, but for those marked `heavy`. They start no
-  process and train no network, and all of them together take two minutes.
-- no mark: everything else.
+  process and train no network, and all of them together take less than two minutes.
+- no mark: everything else that is always run.
 - `cluster`: the tests of a file that starts Slurm.
+- `exhaustive`: a mechanism that other tests see at work, on more networks, rows or moments. `pytest -m exhaustive` runs
+  them; without `-m` they are left out.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ GROUPS = {
     "a cluster for all else": ("cluster/test_ddp.py", "cluster/test_local.py", "cluster/test_sweep.py"),
     "servers that give no answer": ("tracking/test_deadlines.py", "tracking/test_sync.py", "tracking/test_logger.py"),
     "a table that is trained once": ("report/test_dashboard.py",),
+    "a page of all tables": ("report/test_html.py",),
 }
 
 
@@ -38,6 +42,11 @@ def rank(item: pytest.Item) -> int:
     """Tests of a lower rank start earlier where several processes share them: short ones are left for the end."""
     places = {name: place for place, name in enumerate(GROUPS)}
     return places.get(group(item.nodeid), len(places) + bool(item.get_closest_marker("unit")))
+
+
+def is_left_out(path: Path, marks: str) -> bool:
+    """Whether `pytest -m marks` needs nothing of a file: it is not read in vain, with the libraries that it imports."""
+    return marks == "unit" and path.name.startswith("test_") and "pytest.mark.unit" not in path.read_text()
 
 
 def assign(items: list[pytest.Item]) -> None:

@@ -53,8 +53,8 @@ def build(
 
     `conv` holds the `name` of the operator, the rule `where`, and the knobs of the operator, or a layer plan (see
     `config.schema.Conv`). `se_reduction` adds squeeze-and-excitation after each replaced convolution; networks of the
-    zoo that define their own positions for it take the reduction in `model_args` instead. `init` is the scheme for fresh layers (see
-    `ops.init`).
+    zoo that define their own positions for it take the reduction in `model_args` instead. `init` is the scheme for
+    fresh layers (see `ops.init`).
 
     `weights` is a checkpoint, given as a file or a URL (see `weights.locate`, also for `weights_sha256`). It may be a
     checkpoint of a run of this project, a state dict, a mapping with one (see `state_dict.take`, also for prefixes of
