@@ -45,7 +45,7 @@ def test_rows_of_every_table_pass_as_they_are_planned(tmp_path, every):
         table = load_table(name)
         if not table.to_run:
             continue
-        jobs = plan(table, budget="paper", rows=(), seeds=table.seeds[:1], extra=["logger=none"], runs=tmp_path)
+        jobs = plan(table, budget="paper", rows=(), seeds=table.seeds[:1], extra=(), runs=tmp_path)
         for job in jobs[::every]:
             checked(job.overrides, table)
 

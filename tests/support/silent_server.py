@@ -118,7 +118,7 @@ class Watched:
 
 
 @contextmanager
-def busy_machine(processes: int = 2) -> Iterator[None]:
+def busy_machine(processes: int = 1) -> Iterator[None]:
     """Processes that compute without pause beside the test."""
     loads = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:

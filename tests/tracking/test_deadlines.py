@@ -1,7 +1,7 @@
 """With a W&B server that gives no answer, or a background service of W&B that is busy, every verb ends in its time.
 
 The bounds are measured from the first contact with the server, so that they do not depend on how fast a machine starts
-a process; two processes keep the machine busy beside those that ask a server.
+a process; another process keeps the machine busy beside those that ask a server.
 """
 
 import os

@@ -67,18 +67,19 @@ def _submit(arguments: argparse.Namespace) -> int:
     runs, overrides = _runs(arguments)
     arguments.overrides = overrides
     _, jobs = selected(arguments, runs)
-    _queue(arguments, jobs, arguments.flags, runs)
+    queue(arguments, jobs, arguments.flags, runs)
     return 0
 
 
 def _resubmit(arguments: argparse.Namespace) -> int:
     runs, submitted, jobs = _as_submitted(arguments)
     flags = arguments.flags or (submitted[-1].request.flags if submitted else ())
-    _queue(arguments, jobs, flags, runs)
+    queue(arguments, jobs, flags, runs)
     return 0
 
 
-def _queue(arguments: argparse.Namespace, jobs: "list[Job]", flags: Sequence[str], runs: Path) -> None:
+def queue(arguments: argparse.Namespace, jobs: "list[Job]", flags: Sequence[str], runs: Path) -> None:
+    """Submits the jobs of the table that `arguments` name, or shows what it would submit."""
     from convrepro.cluster.manifest import Request
     from convrepro.cluster.site import load_site
     from convrepro.cluster.submission import submit

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from convrepro.cli import cluster, dashboards, evidence, export, look, speed, training
+from convrepro.cli import cluster, compare, dashboards, evidence, export, look, speed, training
 from convrepro.cli.selection import add_outside
 from convrepro.config import plugins
 from convrepro.config.overrides import shown
 from convrepro.errors import ConvReproError, Interrupted, SetAside, visible
 
 DESCRIPTION = "Reproduces the tables of papers on efficient convolutions, on any timm model."
-GROUPS = (look, training, cluster, evidence, dashboards, speed, export)
+GROUPS = (look, training, compare, cluster, evidence, dashboards, speed, export)
 #: What a disk or a path may have that a user can put right.
 FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 FIXABLE |= {errno.EISDIR, errno.EIO}
@@ -51,7 +51,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         text = word.strip()
         if visible(text) != text or not {"\n", "\t"}.isdisjoint(text):
             raise ConvReproError(f"{shown(word)} has a control character; type it anew")
-    command = parser()
+    command, words = parser(), _with_values(words)
     end = words.index("--") if "--" in words else len(words)
     arguments, rest = command.parse_known_args(words[:end])
     if words[end:]:
@@ -59,10 +59,25 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             command.error(f"`convrepro {arguments.verb}` takes no arguments after --; only submit and resubmit do")
         arguments.flags = words[end + 1 :]
     if rest and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        command.prog = f"{command.prog} {arguments.verb}"
         command.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+#: Options whose value may be left out, even before an override, and what is meant then.
+OPTIONAL = {"--cfg": "job", "--info": "all"}
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words with the values that may be left out."""
+    whole: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        whole.append(word)
+        if word in OPTIONAL and (not following or following.startswith("-") or "=" in following):
+            whole.append(OPTIONAL[word])
+    return whole
 
 
 def execute(words: Sequence[str]) -> int:

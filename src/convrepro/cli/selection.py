@@ -47,7 +47,7 @@ def selected(arguments: argparse.Namespace, runs: Path | None = None) -> "tuple[
 
     table = load_table(arguments.table)
     runs = runs or runs_of(arguments.overrides)
-    seeds = _seeds(arguments.seeds) or table.seeds
+    seeds = seeds_of(arguments.seeds) or table.seeds
     rows = comma_separated(arguments.rows)
     return table, plan(table, budget=arguments.budget, rows=rows, seeds=seeds, extra=arguments.overrides, runs=runs)
 
@@ -113,7 +113,8 @@ def seconds(text: str) -> float:
     return float(text)
 
 
-def _seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
+    """The seeds in an option, each once. Raises ConvReproError for what is no seed."""
     words = comma_separated(text)
     if not all(re.fullmatch(r"[0-9]{1,10}", word) and int(word) < 2**32 for word in words):
         raise ConvReproError(

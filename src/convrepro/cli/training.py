@@ -5,7 +5,11 @@ from typing import Any
 
 from convrepro.cli.progress import print_failures, status_line
 from convrepro.cli.selection import add_selection, selected
+from convrepro.errors import ConvReproError
 from convrepro.runs import interruption
+
+#: What `train --info` can print.
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def add(verbs: Any) -> None:
@@ -13,7 +17,12 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("train", help="train one network: any timm model with any operator")
     verb.add_argument("overrides", nargs="*", help="such as model=resnet18 conv=hetconv conv.p=4 data=cifar10")
     verb.add_argument("-m", "--multirun", action="store_true", help="train a network for each comma-separated value")
-    verb.add_argument("--cfg", action="store_true", help="print the composed configuration without training")
+    what = "print the composed configuration without training: the run's (job, the default), Hydra's own, or all"
+    verb.add_argument("--cfg", choices=("job", "hydra", "all"), help=what)
+    verb.add_argument("--resolve", action="store_true", help="with --cfg hydra or all: put in what ${...} stands for")
+    what = "print what Hydra knows: searchpath, defaults, defaults-tree, plugins, config or all (the default)"
+    verb.add_argument("--info", choices=INFO, help=what)
+    verb.add_argument("--budget", default="", help="the same as budget=: paper, proxy or smoke")
     verb.set_defaults(execute=_train)
 
     verb = verbs.add_parser("run", help="train a table's rows; skips finished runs and resumes interrupted ones")
@@ -29,20 +38,41 @@ def add(verbs: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from convrepro.config.compose import compose_config
 
+    if arguments.resolve and not arguments.cfg:
+        raise ConvReproError("--resolve has no effect without --cfg; give both")
+    overrides = [*arguments.overrides, *([f"budget={arguments.budget}"] if arguments.budget else [])]
+    if arguments.cfg or arguments.info:
+        return _print_configuration(arguments, overrides)
     if arguments.multirun:
         from convrepro.training.sweep import sweep
 
-        return sweep(arguments.overrides)
-    cfg = compose_config(arguments.overrides)
-    if arguments.cfg:
-        import yaml
-
-        print(yaml.safe_dump(cfg.model_dump(), sort_keys=False), end="")
-        return 0
+        return sweep(overrides)
+    cfg = compose_config(overrides)
     interruption.listen()
     from convrepro.training.run import run
 
-    run(cfg, arguments.overrides)
+    run(cfg, overrides)
+    return 0
+
+
+def _print_configuration(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints what is composed, of a sweep the configuration of each of its members, without training."""
+    from convrepro.config.compose import compose_config, print_info, print_whole
+    from convrepro.training.sweep import members
+
+    each = members(overrides) if arguments.multirun else [overrides]
+    for number, words in enumerate(each):
+        cfg = compose_config(words)
+        if arguments.multirun:
+            print(*["---"] * bool(number), f"# {' '.join(words)}", sep="\n")
+        if arguments.info:
+            print_info(words, arguments.info)
+        elif arguments.cfg == "job":
+            import yaml
+
+            print(yaml.safe_dump(cfg.model_dump(), sort_keys=False), end="")
+        else:
+            print_whole(words, arguments.cfg, resolve=arguments.resolve)
     return 0
 
 

@@ -121,6 +121,22 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return compose("train", overrides=[*plugins.search_path(), *overrides])
 
 
+def print_whole(overrides: Sequence[str], which: str, *, resolve: bool) -> None:
+    """Prints Hydra's own configuration (`which` is "hydra"), or the run's and Hydra's ("all"), as Hydra does."""
+    with _hydra():
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.show_cfg("train", [*plugins.search_path(), *overrides], cfg_type=which, package=None, resolve=resolve)
+
+
+def print_info(overrides: Sequence[str], what: str) -> None:
+    """Prints what Hydra knows about itself: its search path, defaults or plugins."""
+    with _hydra():
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.show_info(what, "train", [*plugins.search_path(), *overrides])
+
+
 @contextmanager
 def _hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()

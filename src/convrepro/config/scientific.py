@@ -28,6 +28,24 @@ def scientific(config: RunConfig | Mapping[str, Any]) -> Tree:
     return settings | {"conv": _whole(whole_plan({**defaults(conv), **conv}))}
 
 
+def executes(key: str) -> bool:
+    """Whether a setting says how a run is executed, and not what its result is; so do all of `trainer` and `logger`."""
+    model: type[BaseModel] = RunConfig
+    if key in ("trainer", "logger"):
+        return True
+    for part in key.split("."):
+        field = model.model_fields.get(part)
+        if field is None:
+            return False
+        extra, inner = field.json_schema_extra, field.annotation
+        if isinstance(extra, dict) and extra.get(EXECUTION):
+            return True
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return False
+        model = inner
+    return False
+
+
 def differences(was: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The settings in which two trees differ, as (key, first, second)."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from convrepro.errors import visible
@@ -47,6 +47,20 @@ class Entry:
 def render_page(entries: Iterable[Entry]) -> str:
     """Renders the page of these tables, in their order. The same input gives the same text."""
     entries = list(entries)
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    sections = [_section(entry) for entry in entries]
+    return template("page.html").render(
+        script=Markup(script),
+        script_digest=b64encode(sha256(script.encode()).digest()).decode(),
+        sections=sections,
+        board=_board(entries),
+        filters=_filters(sections),
+        picture_of_all=_overview(entries),
+    )
+
+
+def template(name: str) -> Template:
+    """A template of this folder, with the style of its pages; texts are escaped where they are put in."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -55,17 +69,8 @@ def render_page(entries: Iterable[Entry]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    sections = [_section(entry) for entry in entries]
-    return environment.get_template("page.html").render(
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_digest=b64encode(sha256(script.encode()).digest()).decode(),
-        sections=sections,
-        board=_board(entries),
-        filters=_filters(sections),
-        picture_of_all=_overview(entries),
-    )
+    environment.globals["style"] = Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template(name)
 
 
 def _section(entry: Entry) -> Section:
