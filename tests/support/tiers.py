@@ -24,7 +24,7 @@ LOOPS = ("fit", "validate", "test", "predict")
 #: other. The groups come first, in this order, those that take longest before the others.
 GROUPS = {
     "a cluster for the chaos": ("cluster/test_chaos.py",),
-    "a cluster for tables": ("cluster/test_array.py",),
+    "a cluster for tables": ("cluster/test_array.py", "cluster/test_paper.py"),
     "a cluster for all else": ("cluster/test_ddp.py", "cluster/test_local.py", "cluster/test_sweep.py"),
     "servers that give no answer": ("tracking/test_deadlines.py", "tracking/test_sync.py", "tracking/test_logger.py"),
     "a table that is trained once": ("report/test_dashboard.py",),

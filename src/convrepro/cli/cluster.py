@@ -7,11 +7,11 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convrepro.cli.selection import add_selection, runs_of, seconds, selected, whole
+from convrepro.cli.selection import add_selection, each_table, runs_of, seconds, selected, whole
 from convrepro.runs import interruption
 
 if TYPE_CHECKING:
-    from convrepro.cluster.manifest import Request, Submission
+    from convrepro.cluster.manifest import Submission
     from convrepro.runs.plan import Job
 
 #: Width of a status that is not printed on a terminal.
@@ -26,6 +26,7 @@ def add(verbs: Any) -> None:
         epilog="Flags of sbatch follow `--`: convrepro submit hetconv/table1 -- --partition=NAME --time=4:00:00",
     )  # fmt: skip
     _add_submission(verb)
+    verb.add_argument("-m", "--multirun", action="store_true", help="submit the table for each comma-separated value")
     verb.set_defaults(execute=_submit)
 
     verb = verbs.add_parser("status", help=f"show the state of each run of a table; {AS_SUBMITTED}")
@@ -41,8 +42,9 @@ def add(verbs: Any) -> None:
     verb.set_defaults(execute=_resubmit, budget="")
 
     verb = verbs.add_parser("cancel", help="remove a table's runs from the queue; `resubmit` continues them")
-    verb.add_argument("table", help="a table of a paper, such as hetconv/table1")
-    verb.add_argument("overrides", nargs="*", help="runs=FOLDER, where the run folders are not in the usual folder")
+    verb.add_argument("table", help="a table, such as hetconv/table1; a paper, such as hetconv; or all")
+    folder = "more tables, and runs=FOLDER where the run folders are not in the usual folder"
+    verb.add_argument("overrides", nargs="*", help=folder)
     verb.set_defaults(execute=_cancel)
 
     verb = verbs.add_parser("task", help="(for job scripts) execute one run of a manifest")
@@ -60,26 +62,60 @@ def add(verbs: Any) -> None:
 def _add_submission(verb: argparse.ArgumentParser) -> None:
     add_selection(verb)
     verb.add_argument("--dry-run", action="store_true", help="print the manifest and the job scripts without queuing")
-    verb.set_defaults(flags=[])
+    verb.add_argument("--no-collect", action="store_true", help="queue no job that collects the results at the end")
+    verb.set_defaults(flags=[], multirun=False)
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    runs, overrides = _runs(arguments)
-    arguments.overrides = overrides
-    _, jobs = selected(arguments, runs)
-    queue(arguments, jobs, arguments.flags, runs)
+    parts = []
+    for part in each_table(arguments):
+        runs, overrides = _runs(part)
+        for words in _members(overrides) if arguments.multirun else [overrides]:
+            member = argparse.Namespace(**{**vars(part), "overrides": words})
+            parts.append((member, selected(member, runs)[1], runs))
+    _queue_all(parts, arguments.flags)
     return 0
 
 
 def _resubmit(arguments: argparse.Namespace) -> int:
-    runs, submitted, jobs = _as_submitted(arguments)
-    flags = arguments.flags or (submitted[-1].request.flags if submitted else ())
-    queue(arguments, jobs, flags, runs)
+    parts = []
+    flags: Sequence[str] = arguments.flags
+    for part in each_table(arguments):
+        runs, submitted, jobs = _as_submitted(part)
+        flags = flags or (submitted[-1].request.flags if submitted else ())
+        parts.append((part, jobs, runs))
+    _queue_all(parts, flags)
     return 0
 
 
-def queue(arguments: argparse.Namespace, jobs: "list[Job]", flags: Sequence[str], runs: Path) -> None:
-    """Submits the jobs of the table that `arguments` name, or shows what it would submit."""
+def _members(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each member of a sweep, those of how it is executed among them."""
+    from convrepro.training.sweep import members
+
+    return members(overrides)
+
+
+def _queue_all(parts: "Sequence[tuple[argparse.Namespace, list[Job], Path]]", flags: Sequence[str]) -> None:
+    """Submits the jobs of several tables, once all of them are valid, and sums up."""
+    from convrepro.training.runner import validate
+
+    if len(parts) == 1:
+        queue(*parts[0][:2], flags, parts[0][2])
+        return
+    validate([job for _, jobs, _ in parts for job in jobs])
+    queued = [queue(part, jobs, flags, runs, checked=True) for part, jobs, runs in parts]
+    tables = len({part.table for part, _, _ in parts})
+    what = "would be queued" if parts and parts[0][0].dry_run else "queued"
+    print(f"{tables} tables, {sum(len(jobs) for _, jobs, _ in parts)} runs: {sum(queued)} {what}")
+
+
+def queue(
+    arguments: argparse.Namespace, jobs: "list[Job]", flags: Sequence[str], runs: Path, *, checked: bool = False
+) -> int:
+    """Submits the jobs of the table that `arguments` name, or shows what it would submit; returns how many.
+
+    `checked` says that the jobs are known to be valid.
+    """
     from convrepro.cluster.manifest import Request
     from convrepro.cluster.site import load_site
     from convrepro.cluster.submission import submit
@@ -91,27 +127,30 @@ def queue(arguments: argparse.Namespace, jobs: "list[Job]", flags: Sequence[str]
         overrides=tuple(arguments.overrides),
         flags=tuple(flags),
     )
-    submit(jobs, request, load_site(flags), runs, print, dry_run=arguments.dry_run)
+    how = {"dry_run": arguments.dry_run, "checked": checked, "gathers": not arguments.no_collect}
+    return submit(jobs, request, load_site(flags), runs, print, **how)
 
 
 def _status(arguments: argparse.Namespace) -> int:
     import sys
     import time
 
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
 
     from convrepro.cluster.slurm import try_queue
     from convrepro.cluster.status import ACTIVE, heading, render, survey
 
     def look() -> Any:
-        words = argparse.Namespace(**vars(arguments))
-        _, submitted, jobs = _as_submitted(words)
+        parts = [(part, *_as_submitted(part)) for part in each_table(arguments)]
         queue, reason = try_queue(patience=())
-        states = survey(jobs, submitted, queue)
         note = [f"{reason}; the states are those of the run folders alone"] if reason else []
-        going = any(state.kind in ACTIVE for state in states.values())
-        return render([*heading(words.table, words.budget, submitted), *note], states), going
+        shown, going = [], False
+        for part, _, submitted, jobs in parts:
+            states = survey(jobs, submitted, queue)
+            going |= any(state.kind in ACTIVE for state in states.values())
+            shown.append(render([*heading(part.table, part.budget, submitted), *note], states))
+        return Group(*shown), going
 
     shown, going = look()
     if arguments.once or not sys.stdout.isatty():
@@ -128,14 +167,18 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> int:
     from convrepro.cluster import slurm
-    from convrepro.cluster.manifest import home
-    from convrepro.tables import load_table
+    from convrepro.cluster.manifest import home, submissions
+    from convrepro.cluster.submission import live_runs
 
-    table = load_table(arguments.table)
-    runs, _ = _runs(arguments)
-    queued = [q for q in slurm.queue() if q.script.is_relative_to(home(runs, table.name))]
-    slurm.cancel(sorted({q.array for q in queued}))
-    print(f"{table.name}: {len(queued)} jobs cancelled" if queued else f"{table.name} has no jobs in the queue")
+    parts = each_table(arguments)
+    everything = slurm.queue()
+    for part in parts:
+        place = home(_runs(part)[0], part.table)
+        queued = [q for q in everything if q.script.is_relative_to(place)]
+        for submission in submissions(place):
+            submission.note_cancelled(live_runs([submission], queued))
+        slurm.cancel(sorted({q.array for q in queued}))
+        print(f"{part.table}: {len(queued)} jobs cancelled" if queued else f"{part.table} has no jobs in the queue")
     return 0
 
 
@@ -167,23 +210,27 @@ def _as_submitted(arguments: argparse.Namespace) -> "tuple[Path, list[Submission
     """The folder with the run folders, the submissions of the same budget and overrides, and the selected jobs.
 
     Arguments that are left out are taken from the newest submission that agrees with the others, and are put into
-    `arguments`.
+    `arguments`. Overrides that no submission has correct those of the newest one of the budget.
     """
     from convrepro.cluster.manifest import home, submissions
+    from convrepro.config.overrides import key_of, without
     from convrepro.tables import load_table
 
     runs, overrides = _runs(arguments)
 
-    def fits(request: "Request") -> bool:
-        return arguments.budget in ("", request.budget) and (not overrides or request.overrides == tuple(overrides))
-
     table = load_table(arguments.table)
-    fitting = [s for s in submissions(home(runs, table.name)) if fits(s.request)]
+    of_budget = [s for s in submissions(home(runs, table.name)) if arguments.budget in ("", s.request.budget)]
+    fitting = [s for s in of_budget if set(overrides) <= set(s.request.overrides)]
+    corrects = bool(overrides) and not fitting
+    fitting = of_budget if corrects else fitting
     newest = fitting[-1].request if fitting else None
     arguments.budget = newest.budget if newest else arguments.budget or "paper"
     arguments.overrides = list(newest.overrides) if newest else overrides
     wanted = (arguments.budget, tuple(arguments.overrides))
     same = [s for s in fitting if (s.request.budget, s.request.overrides) == wanted]
+    if corrects:
+        keys = [key_of(text) for text in overrides]
+        arguments.overrides = [*without(arguments.overrides, *keys), *overrides]
     runnable = {row.id for row in table.to_run}
     submitted = {(row, seed): None for s in same for row, seed in s.request.runs if row in runnable}
     chosen = bool(arguments.rows or arguments.seeds)

@@ -58,7 +58,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         if not hasattr(arguments, "flags"):
             command.error(f"`convrepro {arguments.verb}` takes no arguments after --; only submit and resubmit do")
         arguments.flags = words[end + 1 :]
-    if rest and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+    tables = hasattr(arguments, "table")
+    fits = [word[:1] != "-" and ("=" in word or tables) for word in rest]
+    if rest and not (hasattr(arguments, "overrides") and all(fits)):
         command.prog = f"{command.prog} {arguments.verb}"
         command.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

@@ -127,7 +127,7 @@ def _queue(arguments: argparse.Namespace, table: "Table", extra: list[str], root
     runs = runs_of(extra)
     os.environ["CONVREPRO_TABLES"] = str(root)
     jobs = plan(table, budget=arguments.budget, rows=(), seeds=table.seeds, extra=extra, runs=runs)
-    arguments.table, arguments.overrides, arguments.dry_run = table.name, extra, False
+    arguments.table, arguments.overrides, arguments.dry_run, arguments.no_collect = table.name, extra, False, False
     queue(arguments, jobs, (), runs)
     print("once they are done, the same command without --submit measures the speed and shows the comparison")
     return 0

@@ -6,7 +6,7 @@ from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
 from convrepro.cli.progress import status_line
-from convrepro.cli.selection import add_runs_folder, tables_of_papers
+from convrepro.cli.selection import add_runs_folder, load_tables, tables_of_papers
 from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.errors import ConvReproError
 
@@ -19,7 +19,7 @@ PAGE = "convrepro.html"
 def add(verbs: Any) -> None:
     """Adds the verbs of this module to an argument parser."""
     verb = verbs.add_parser("collect", help="collect finished runs at budgets paper and proxy into a table's evidence")
-    verb.add_argument("tables", nargs="+", help="tables of papers, such as hetconv/table1")
+    verb.add_argument("tables", nargs="+", help="tables, such as hetconv/table1; papers, such as hetconv; or all")
     add_runs_folder(verb)
     verb.set_defaults(execute=_collect)
 
@@ -44,9 +44,8 @@ def _collect(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from convrepro.evidence.store import read_rows
-    from convrepro.tables import load_table
 
-    tables = [load_table(name) for name in arguments.tables]
+    tables = load_tables(["all"]) if arguments.tables == ["all"] else tables_of_papers(arguments.tables)
     for table in tables:  # all of them before the first is written
         read_rows(table.name, REPRODUCTIONS)
 

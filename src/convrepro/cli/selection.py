@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from convrepro.config.overrides import shown
 from convrepro.errors import ConvReproError
 
+#: Seeds in a range at most.
+MOST_SEEDS = 1000
 #: Seconds of a day.
 DAY = 86_400
 
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
 
 def add_selection(verb: argparse.ArgumentParser) -> None:
     """Adds the arguments that select runs of a table: rows, seeds, budget, and overrides for all of them."""
-    verb.add_argument("table", help="a table of a paper, such as hetconv/table1")
-    verb.add_argument("overrides", nargs="*", help="overrides for every row, such as trainer=gpu data.root=/data")
+    verb.add_argument("table", help="a table, such as hetconv/table1; a paper, such as hetconv; or all")
+    verb.add_argument("overrides", nargs="*", help="more tables, and overrides for every row, such as trainer=gpu")
     verb.add_argument("--budget", default="paper", help="paper, proxy or smoke (default: paper)")
     verb.add_argument("--rows", default="", help="comma-separated rows (default: all)")
-    verb.add_argument("--seeds", default="", help="comma-separated seeds (default: the table's)")
+    verb.add_argument("--seeds", default="", help="seeds, such as 0,1,2 or 0..9 (default: the table's)")
 
 
 def add_outside(verb: argparse.ArgumentParser) -> None:
@@ -34,6 +36,24 @@ def add_outside(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=plugin)
     folder = "a folder of yours with files such as conv/my_operator.yaml; may be given several times"
     verb.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help=folder)
+
+
+def each_table(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments for each table that they name, directly, by a paper, or by `all`.
+
+    Of a paper those tables are left out that have nothing to run. Raises ConvReproError for a name that does not exist.
+    """
+    words = [arguments.table, *arguments.overrides]
+    names, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    if not names:
+        raise ConvReproError(f"{shown(words[0])} names no table; `convrepro list` lists them")
+    found: dict[str, None] = {}
+    for name in names:
+        whole = name if "/" in name else ""
+        for table in load_tables([name]) if whole or name == "all" else tables_of_papers([name]):
+            if whole or table.to_run:
+                found[table.name] = None
+    return [argparse.Namespace(**{**vars(arguments), "table": name, "overrides": list(overrides)}) for name in found]
 
 
 def selected(arguments: argparse.Namespace, runs: Path | None = None) -> "tuple[Table, list[Job]]":
@@ -115,9 +135,14 @@ def seconds(text: str) -> float:
 
 def seeds_of(text: str) -> list[int]:
     """The seeds in an option, each once. Raises ConvReproError for what is no seed."""
-    words = comma_separated(text)
-    if not all(re.fullmatch(r"[0-9]{1,10}", word) and int(word) < 2**32 for word in words):
-        raise ConvReproError(
-            f"--seeds {shown(text)} must be whole numbers below {2**32} with commas between, such as 0,1,2"
-        )
-    return list(dict.fromkeys(map(int, words)))
+    seeds: list[int] = []
+    for word in comma_separated(text):
+        match = re.fullmatch(r"([0-9]{1,10})(?:\.\.([0-9]{1,10}))?", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < 2**32 or last - first >= MOST_SEEDS:
+            raise ConvReproError(
+                f"--seeds {shown(text)} must be whole numbers below {2**32} with commas between, such as 0,1,2, or "
+                f"ranges of at most {MOST_SEEDS}, such as 0..9"
+            )
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))

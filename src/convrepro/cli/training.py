@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from convrepro.cli.progress import print_failures, status_line
-from convrepro.cli.selection import add_selection, selected
+from convrepro.cli.selection import add_selection, each_table, selected
 from convrepro.errors import ConvReproError
 from convrepro.runs import interruption
 
@@ -77,17 +77,21 @@ def _print_configuration(arguments: argparse.Namespace, overrides: list[str]) ->
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    table, jobs = selected(arguments)
+    tables = [selected(part) for part in each_table(arguments)]
+    every = [job for _, jobs in tables for job in jobs]
     interruption.listen()
     from convrepro.evidence.counts import count_table
     from convrepro.tables import render_table
     from convrepro.training.runner import check_processes, run_jobs, validate
 
-    validate(jobs)
+    validate(every)
     if arguments.dry_run:
-        print("\n".join(job.line for job in jobs), flush=True)
-        check_processes(jobs)
+        print("\n".join(job.line for job in every), flush=True)
+        check_processes(every)
         return 0
-    results, failures = run_jobs(jobs, print)
-    print(render_table(table, count_table(table, status_line), results))
+    failures: dict[str, str] = {}
+    for table, jobs in tables:
+        results, failed = run_jobs(jobs, print)
+        failures |= failed
+        print(render_table(table, count_table(table, status_line), results))
     return print_failures(failures)

@@ -4,6 +4,7 @@ A submission is a folder `runs/<paper>/<table>/.slurm/<number>/` with `request.j
 and `logs/`. Request and manifest are data; nothing in them is executed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from convrepro.runs.storage import write_json, write_whole
 FOLDER = ".slurm"
 MANIFEST = "manifest.jsonl"
 REQUEST = "request.json"
+CANCELLED = "cancelled.json"
 
 
 class Entry(Record):
@@ -77,6 +79,17 @@ class Submission:
     @cached_property
     def entries(self) -> list[Entry]:
         return read_manifest(self.manifest)
+
+    @property
+    def cancelled(self) -> list[str]:
+        """The folders of the runs that `cancel` took out of the queue."""
+        path = self.folder / CANCELLED
+        return read_file(list[str], path) if path.exists() else []
+
+    def note_cancelled(self, folders: Iterable[Path]) -> None:
+        """Remembers that these runs are taken out of the queue on purpose."""
+        if added := sorted(str(folder) for folder in folders):
+            write_json(self.folder / CANCELLED, sorted({*self.cancelled, *added}))
 
     def log(self, script: str, position: int | str) -> Path:
         """The log file of the task at `position` of the array that `script` submits."""

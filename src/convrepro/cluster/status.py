@@ -1,5 +1,6 @@
 """The state of each run of a table, from the run folders, the submissions and, where there is one, Slurm's queue."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from convrepro.cluster.slurm import Queued
 from convrepro.cluster.submission import live_runs
 from convrepro.errors import visible
 from convrepro.runs.environment import commit
-from convrepro.runs.folder import RunState, state
+from convrepro.runs.folder import ERROR, RunState, state
 from convrepro.runs.plan import Job
 
 if TYPE_CHECKING:
@@ -28,12 +29,15 @@ KINDS = {
     "pending": "",
     "held": "yellow",
     "started": "yellow",
+    "cancelled": "yellow",
     "missing": "dim",
     "failed": "red",
     "lost": "red",
 }
 #: The kinds that change by themselves.
 ACTIVE = ("running", "starting", "ending", "pending")
+#: Lines that Slurm's programs may add to the log of a run after its own last one.
+OWN_WITHIN = 6
 #: Minutes without an update of `progress.json` after which a running task is reported as silent.
 SILENT = 10
 
@@ -43,7 +47,8 @@ class JobState:
     """The state of one run, from its folder and the queue.
 
     Attributes:
-        kind: one of `KINDS`. A run is "lost" where it has left the queue without a result or an error.
+        kind: one of `KINDS`. A run is "lost" where it has left the queue without a result or an error, "cancelled"
+            where `cancel` or `scancel` took it out.
         detail: top-1 accuracy, progress, or what the run waits for.
         reason: why the run ended without a result.
         requeued: how often the run was queued again.
@@ -67,15 +72,38 @@ class JobState:
 def survey(
     jobs: Sequence[Job], submitted: Sequence[Submission], queue: Sequence[Queued] | None
 ) -> dict[tuple[str, int], JobState]:
-    """The state of each job by row and seed; `queue` is None where Slurm's queue cannot be read."""
+    """The state of each job by row and seed; `queue` is None where Slurm's queue cannot be read.
+
+    A run that left the queue before it began was cancelled, too: by somebody, or by Slurm for what it waited for.
+    """
     live = live_runs(submitted, queue or ())
-    logs = {Path(e.folder): log for s in submitted for e, log in zip(s.entries, logs_of(s), strict=True)}
-    return {
-        (job.row.id, job.identity.seed): _state_of(
-            state(job.folder), live.get(job.folder), logs.get(job.folder), has_queue=queue is not None
-        )
-        for job in jobs
-    }
+    logs: dict[Path, Path] = {}
+    cancelled: dict[Path, bool] = {}
+    for submission in submitted:
+        for entry, log in zip(submission.entries, logs_of(submission), strict=True):
+            logs[Path(entry.folder)] = log
+            on_purpose = entry.folder in submission.cancelled or not log.exists() or _was_cancelled(log)
+            cancelled[Path(entry.folder)] = on_purpose and not _failed_since(submission, Path(entry.folder))
+    states = {}
+    for job in jobs:
+        found = _state_of(state(job.folder), live.get(job.folder), logs.get(job.folder), has_queue=queue is not None)
+        if found.kind in ("lost", "failed") and cancelled.get(job.folder):
+            found = JobState("cancelled", requeued=found.requeued)
+        states[job.row.id, job.identity.seed] = found
+    return states
+
+
+def _failed_since(submission: Submission, folder: Path) -> bool:
+    """Whether a run has failed since this submission, and not before it."""
+    try:
+        return (folder / ERROR).stat().st_mtime >= submission.manifest.stat().st_mtime
+    except FileNotFoundError:
+        return False
+
+
+def _was_cancelled(log: Path) -> bool:
+    """Whether Slurm says that somebody cancelled the run, and not a limit or another job."""
+    return any(re.search(r"CANCELLED AT (?!.*DUE TO)", line) for line in _last_lines(log)[-3:])
 
 
 def logs_of(submission: Submission) -> list[Path]:
@@ -141,14 +169,24 @@ def _minutes_since(moment: str | None) -> int:
         return 0
 
 
-def _last_line(log: Path) -> str:
+def _last_lines(log: Path) -> list[str]:
+    """The lines at the end of a log that are not empty."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
-        return "it has no log"
-    return f"its log ends: {next((line.strip() for line in reversed(lines) if line.strip()), 'empty')}"
+        return []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _last_line(log: Path) -> str:
+    """How a log ends: with what the run itself says, if it does, and not with what srun adds."""
+    lines = _last_lines(log)
+    if not lines:
+        return "its log ends: empty" if log.exists() else "it has no log"
+    said = [line for line in lines[-OWN_WITHIN:] if line.startswith("convrepro: ")]
+    return f"its log ends: {(said or lines)[-1]}"
 
 
 def _see(log: Path | None) -> str:

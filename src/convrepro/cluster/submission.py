@@ -44,9 +44,18 @@ def live_runs(submitted: Sequence[Submission], queue: Sequence[slurm.Queued]) ->
 
 
 def submit(
-    jobs: Sequence[Job], request: Request, site: Site, runs: Path, echo: Callable[[str], None], *, dry_run: bool
-) -> None:
-    """Queues those of `jobs` that are neither finished nor queued, as job arrays, and a job that gathers the results.
+    jobs: Sequence[Job],
+    request: Request,
+    site: Site,
+    runs: Path,
+    echo: Callable[[str], None],
+    *,
+    dry_run: bool,
+    checked: bool = False,
+    gathers: bool = True,
+) -> int:
+    """Queues those of `jobs` that are neither finished nor queued, as job arrays, and, if it `gathers`, a job that
+    gathers the results. Returns how many runs it queues. `checked` jobs are not validated again.
 
     Every row is validated first. Raises ConvReproError where a row would fail or Slurm rejects a script; then nothing
     of this submission remains in the queue. A dry run prints the scripts and writes nothing; it does not need Slurm.
@@ -59,8 +68,9 @@ def submit(
     echo(_headline(request, jobs, left))
     if not left.jobs:
         echo("nothing to queue")
-        return
-    validate(left.jobs)
+        return 0
+    if not checked:
+        validate(left.jobs)
     if dry_run:
         submission = Submission(place / str(next_number(place)))
         entries, arrays = arrange(left, size)
@@ -68,7 +78,7 @@ def submit(
             echo(f"{entry.index:5}  {entry.row}  seed {entry.seed}  {' '.join(entry.overrides)}")
         for name, text in _scripts(submission, arrays, site, request.table).items():
             echo(f"\n--- {submission.folder / name}\n{text}")
-        return
+        return len(left.jobs)
     with exclusive(place / ".lock"):
         left = remaining(left.jobs, place, slurm.queue())
         if not left.jobs:
@@ -81,7 +91,8 @@ def submit(
         write(submission, request, entries)
         echo(f"manifest {submission.manifest}")
         echo(_commit_line(entries[0]))
-        _queue(submission, arrays, left, echo)
+        _queue(submission, arrays, left, echo, gathers=gathers)
+    return len(left.jobs)
 
 
 def _cluster(echo: Callable[[str], None], *, dry_run: bool) -> tuple[list[slurm.Queued], int]:
@@ -191,7 +202,9 @@ def _commit_line(entry: Entry) -> str:
     return f"commit {revision}" + (", with uncommitted changes: `collect` refuses such runs" if entry.dirty else "")
 
 
-def _queue(submission: Submission, arrays: Sequence[Array], left: Left, echo: Callable[[str], None]) -> None:
+def _queue(
+    submission: Submission, arrays: Sequence[Array], left: Left, echo: Callable[[str], None], *, gathers: bool
+) -> None:
     """Submits the arrays and the job that gathers; where one of them fails, cancels the others."""
     queued: dict[Array, str] = {}
     try:
@@ -202,7 +215,7 @@ def _queue(submission: Submission, arrays: Sequence[Array], left: Left, echo: Ca
             queued[array] = slurm.submit(submission.folder / array.script, before)
             after = f", after {', '.join(before)}" if before else ""
             echo(f"queued {queued[array]}: {array.count} runs, {array.shape} each{after}")
-        collect = slurm.submit(submission.folder / COLLECT, list(queued.values()))
+        collect = slurm.submit(submission.folder / COLLECT, list(queued.values())) if gathers else ""
     except BaseException:
         if queued:
             echo(f"cancelling {', '.join(queued.values())} again")
@@ -210,7 +223,8 @@ def _queue(submission: Submission, arrays: Sequence[Array], left: Left, echo: Ca
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
     log = submission.folder / "logs" / "collect.log"
-    echo(f"queued {collect}: gathers the results when all runs have ended; its output will be in {log}")
+    if collect:
+        echo(f"queued {collect}: gathers the results when all runs have ended; its output will be in {log}")
 
 
 def _sources(submission: Submission, array: Array, left: Left) -> list[str]:
