@@ -1,17 +1,18 @@
 """What README and the pages for contributors tell a newcomer to type is valid, and what they name exists."""
 
+import argparse
 import re
 import shlex
-from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 
 from convrepro.cli.command import parse
-from convrepro.config.compose import compose_config
+from convrepro.cli.selection import each_table, tables_of_papers
+from convrepro.config.compose import check_overrides, compose_config
 from convrepro.models.build import build_network
-from convrepro.tables import load_table
+from convrepro.training.sweep import members
 
 pytestmark = pytest.mark.unit
 
@@ -25,21 +26,19 @@ LINES = [line for text in (USES, *BLOCKS) for line in re.findall(r"^convrepro .*
 EXAMPLES = [line.split("#")[0].strip() for line in LINES]
 
 
-def variants(overrides: list[str]) -> list[list[str]]:
-    """Each combination of a sweep's comma-separated values; a list is one value."""
-    pairs = [o.split("=", 1) for o in overrides]
-    choices = [[f"{k}={part}" for part in ([v] if v.startswith("[") else v.split(","))] for k, v in pairs]
-    return [list(words) for words in product(*choices)]
-
-
 @pytest.mark.parametrize("line", EXAMPLES)
 def test_an_example_is_valid(line):
     arguments = parse(shlex.split(line)[1:])
-    for table in [getattr(arguments, "table", None), *getattr(arguments, "tables", [])]:
-        assert table is None or load_table(table)
+    if hasattr(arguments, "table"):
+        assert each_table(argparse.Namespace(**{"overrides": [], **vars(arguments)}))
+    if hasattr(arguments, "tables"):
+        assert tables_of_papers(arguments.tables)
     if arguments.verb == "train":
-        for overrides in variants(arguments.overrides):
-            build_network(compose_config(overrides))
+        if any(word.startswith("hydra/sweeper=") for word in arguments.overrides):
+            assert check_overrides(arguments.overrides, sweep=True)
+            return
+        for overrides in members(arguments.overrides) if arguments.multirun else [arguments.overrides]:
+            build_network(compose_config([word for word in overrides if not word.startswith("hydra")]))
 
 
 def test_the_two_commands_stand_at_the_top_and_set_up_everything():
