@@ -145,7 +145,7 @@ KINDS = {
     "trainer.deterministic": flag,
     "trainer.num_workers": whole(0, 1024),
     "trainer.checkpoint_steps": nullable(whole(1)),
-    "logger.name": one_of("none"),
+    "logger.name": one_of("none", "wandb", "csv", "tensorboard"),
     "logger.project": text,
     "logger.entity": nullable(text),
     "logger.mode": never,

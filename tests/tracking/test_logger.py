@@ -101,6 +101,7 @@ def test_a_run_that_fails_is_failed_there_too(server, tmp_path):
         train(["recipe.optimizer.lr=1000"], tmp_path, row=ROW)
     run = server.run(identity([*ROW, "recipe.optimizer.lr=1000"]).run_id)
     assert (run.state, run.exit_code) == ("failed", 1)
+    assert "diverged" in run.summary["error"]
     assert run.summary["static/macs"] == 668672
     assert run.summary["published/top1"] == 97.03
 

@@ -143,6 +143,16 @@ def test_a_torn_attempt_is_sent_as_far_as_it_goes_and_the_next_one_continues_the
     assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4]
 
 
+def test_the_reason_of_an_attempt_that_failed_is_gone_once_the_run_is_done(server, folder, tmp_path):
+    client("offline")
+    attempt(folder, 2, ValueError("a node was lost"))
+    send(tmp_path)
+    assert "a node was lost" in server.run(IDENTITY.run_id).summary["error"]
+    attempt(folder, 5)
+    send(tmp_path)
+    assert not server.run(IDENTITY.run_id).summary["error"]
+
+
 def test_a_run_that_failed_at_once_is_sent_too_and_another_project_may_be_named(server, folder, tmp_path):
     client("offline")
     attempt(folder, 0, ValueError("no images"))

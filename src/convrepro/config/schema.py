@@ -250,7 +250,7 @@ class Trainer(Record):
 
 
 class Logger(Record):
-    name: Literal["none", "wandb"]
+    name: Literal["none", "wandb", "csv", "tensorboard"]
     project: Text = "convrepro"
     entity: Text | None = None
     mode: Literal["auto", "online", "offline", "disabled"] = "disabled"

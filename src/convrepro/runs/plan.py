@@ -23,6 +23,7 @@ from convrepro.tables import Row, Table
 #: What a plan sets itself, and how to choose it.
 OWN = {
     "budget": "choose by --budget",
+    "budget.name": "choose by --budget",
     "seed": "choose by --seeds",
     "row": "choose by --rows",
     "table": "the table is the command's first word",

@@ -23,7 +23,7 @@ import wandb
 
 from convrepro.config.plan import conv_name
 from convrepro.config.secrets import is_secret, secret_in
-from convrepro.errors import ConvReproError, Interrupted
+from convrepro.errors import ConvReproError, Interrupted, visible
 from convrepro.runs.environment import commit
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import LAST
@@ -35,6 +35,8 @@ from convrepro.tracking.service import GRACE, Unanswered, answering, close
 STEP = "trainer/global_step"
 #: The values that are logged for each epoch, beside the epoch and the step.
 LOGGED = ("train/loss", "val/loss", "val/top1", "val/top5", "lr")
+#: Characters of the reason why a run failed, in its summary.
+LONGEST = 500
 #: The most characters that W&B accepts in a tag.
 TAG = 64
 
@@ -110,6 +112,8 @@ class RunLogger:
     def finish(self, final: Mapping[str, Any]) -> None:
         """Write the final summary and close the run; what was recorded offline is complete on the disk afterwards."""
         self.run.summary.update(dict(final))
+        if self.run.offline or self.run.summary.get("error"):
+            self.run.summary["error"] = ""  # what an attempt before this one may have failed of
         if self.checkpoint and self.checkpoint.exists():
             artifact = wandb.Artifact(f"model-{self.run.id}", type="model", metadata=dict(final))
             artifact.add_file(str(self.checkpoint), policy="immutable", skip_cache=True)
@@ -118,12 +122,15 @@ class RunLogger:
 
     @never_raises
     def fail(self, error: BaseException) -> None:
-        """Close the run as failed, or as preempted where `error` is an interruption and the run goes on later.
+        """Close the run as failed, with the reason as `error` in its summary.
 
-        W&B takes a run for preempted if the run was marked so and then exits with another code than 0.
+        Where `error` is an interruption, the run goes on later: it is closed as preempted. W&B takes a run for
+        preempted if the run was marked so and then exits with another code than 0.
         """
         code = 1
-        if isinstance(error, Interrupted):
+        if not isinstance(error, Interrupted):
+            self.run.summary["error"] = visible(f"{type(error).__name__}: {error}"[:LONGEST])
+        else:
             self.run.mark_preempting()
             code = 128 + (signal.SIGUSR1 if error.requeue else signal.SIGTERM)
         self._end(code)
@@ -150,13 +157,7 @@ def build_logger(
     static: Mapping[str, int],
     table: Table | None,
 ) -> RunLogger | None:
-    """Open the run's logger; returns None for `logger=none`, and where W&B cannot be opened, without raising.
-
-    cfg: the `logger` group's choice; config: the whole resolved configuration; static: the run's static columns;
-    table: that of the run, if any.
-    """
-    if cfg["name"] == "none":
-        return None
+    """Open the run in W&B (see `choice.open_logger`); returns None where that fails, without raising."""
     began = {**{key: config.get(key) for key in ("table", "row", "seed")}, "static": static}
     try:
         logger = open_run(cfg, identity, folder, described(identity, config, *commit()))

@@ -41,7 +41,7 @@ from convrepro.runs.result import FILE, LAST, SCHEMA, Result, finite
 from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
 from convrepro.tables import Table, load_table
-from convrepro.tracking.logger import RunLogger, build_logger
+from convrepro.tracking.choice import Logger, open_logger
 from convrepro.training.averaging import AveragedWeights
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
@@ -181,7 +181,7 @@ def _train(this: Run, echo: Callable[[str], None]) -> Result:
 
 def assemble(
     this: Run, network: torch.nn.Module, static: dict[str, int], progress: Progress
-) -> tuple[Classifier, L.Trainer, RunLogger | None]:
+) -> tuple[Classifier, L.Trainer, Logger | None]:
     """Module, trainer and logger of a run, all from its configuration."""
     cfg, folder, epochs = this.cfg, this.folder, progress.epochs
     config = cfg.model_dump()
@@ -205,7 +205,7 @@ def assemble(
         seed=cfg.seed,
         settings=settings,
     )
-    logger = build_logger(config["logger"], this.identity, folder, config, static, this.table) if _first(cfg) else None
+    logger = open_logger(config["logger"], this.identity, folder, config, static, this.table) if _first(cfg) else None
     files = WholeFiles()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     arguments: dict[str, Any] = {
@@ -351,8 +351,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _closing(logger: RunLogger | None) -> Iterator[None]:
-    """Tell W&B that the run failed where it did, or that it is going to be continued."""
+def _closing(logger: Logger | None) -> Iterator[None]:
+    """Tell the logger that the run failed where it did, or that it is going to be continued."""
     try:
         yield
     except BaseException as error:

@@ -1,0 +1,76 @@
+"""`logger=csv` and `logger=tensorboard`, and that W&B's client is not needed where it is not asked for."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from convrepro.errors import ConvReproError, Interrupted
+from convrepro.runs import interruption
+from convrepro.tracking.files import CSV, EVENTS
+from support.command import Python
+from support.small_runs import EPOCHS, STATEFUL, train
+
+RUN = [word for word in STATEFUL if word != "logger=none"]
+
+
+def interrupted_once(logger: str, runs) -> dict:
+    """The result of a run that is interrupted after its first epoch and goes on."""
+    words = [*RUN, f"logger={logger}"]
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(line: str) -> None:
+            if "epoch 1/" in line:
+                patch.setattr(interruption, "_request", "stop")
+
+        with pytest.raises(Interrupted):
+            train(words, runs, stop)
+    return train(words, runs)
+
+
+def test_a_csv_file_has_each_epoch_once_though_the_run_was_interrupted(tmp_path):
+    result = interrupted_once("csv", tmp_path)
+    (path,) = tmp_path.rglob(CSV)
+    rows = list(csv.DictReader(path.open()))
+    assert [int(row["epoch"]) for row in rows] == list(range(EPOCHS))
+    for key in ("train/loss", "val/top1"):
+        assert [float(row[key]) for row in rows] == [line[key] for line in result["history"]]
+
+
+def test_tensorboard_reads_each_epoch_once_though_the_run_was_interrupted(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = interrupted_once("tensorboard", tmp_path)
+    (folder,) = tmp_path.rglob(EVENTS)
+    found = EventAccumulator(str(folder)).Reload()
+    for key in ("train/loss", "val/top1"):
+        assert [event.value for event in found.Scalars(key)] == pytest.approx([h[key] for h in result["history"]])
+        assert [event.step for event in found.Scalars(key)] == [line["step"] for line in result["history"]]
+    assert found.Scalars("final/last/top1")[-1].value == pytest.approx(result["metrics"]["last"]["top1"])
+
+
+def test_without_tensorboard_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConvReproError, match=r"pip install 'convrepro\[tensorboard\]', or take logger=csv"):
+        train([*RUN, "logger=tensorboard"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["count", "model=deepshift_mnist_conv", "data=mnist"],
+        ["train", *STATEFUL],
+        ["show", "hetconv/table1"],
+        ["list"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_work_where_wandb_is_not_installed(words, tmp_path):
+    code = "import sys\nfor name in [n for n in sys.modules if n.split('.')[0] == 'wandb']: del sys.modules[name]\n"
+    code += "sys.modules['wandb'] = None\nfrom convrepro.cli.main import main\nmain(sys.argv[1:])"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with Python(["-c", code, *words], cwd=tmp_path, **pipes) as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
