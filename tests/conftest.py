@@ -14,6 +14,7 @@ GUARD = tiers.Guard()
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start need not compile each file again
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,7 @@ def test_it_is_trained_by_the_line_that_run_prints_and_its_weights_start_another
     assert "loaded as they are, with ghost in place" in again
 
 
+@pytest.mark.exhaustive
 def test_two_processes_of_ddp_have_the_plugin(typed):
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *[w for w in SMALL if "trainer" not in w]]
     assert "top-1" in typed("train", *NETWORK, *two, "seed=3", *OUTSIDE)
@@ -99,6 +100,7 @@ def test_a_sweep_has_the_plugin(typed):
     assert typed("train", "-m", *swept, *SMALL, *OUTSIDE).count("done: ") == 2
 
 
+@pytest.mark.exhaustive
 def test_a_network_of_torchvision_is_counted_and_trained(typed):
     assert "11.18 M parameters" in typed("count", "model=torchvision:resnet18", "data=cifar10", "conv=standard")
     network = ["model=torchvision:squeezenet1_1", "conv=partial", "budget.max_image_size=32", *PLUGIN]

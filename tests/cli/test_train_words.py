@@ -1,5 +1,7 @@
 """What users of Hydra type after `train`: the configuration instead of a run, and what is never silently dropped."""
 
+import logging
+
 import pytest
 import yaml
 
@@ -39,6 +41,14 @@ def test_hydras_own_configuration_is_printed(capsys):
     assert whole["hydra"]["sweep"]["dir"].startswith("${")
     resolved = yaml.safe_load(said(capsys, *NETWORK, "--cfg", "all", "--resolve"))
     assert "${" not in resolved["data_root"]
+
+
+def test_the_logging_of_the_process_is_as_it_was(capsys):
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    for words in (["--cfg", "all"], ["--info", "plugins"]):
+        said(capsys, *NETWORK, *words)
+        assert (list(root.handlers), root.level) == before
 
 
 @pytest.mark.parametrize("what", ["searchpath", "defaults", "plugins"])

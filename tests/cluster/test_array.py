@@ -93,6 +93,7 @@ def test_a_preempted_run_goes_on_at_the_step_where_it_stopped(cluster, tmp_path,
     assert science(result(job.folder)) == science(undisturbed(job, tmp_path / "calm"))
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_two_nodes_is_preempted_as_one(cluster, tmp_path, monkeypatch):
     """Both processes stop at the same step; rank 0 alone queues the job again."""
     extra = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2", "logger=none")
@@ -123,6 +124,7 @@ def test_a_run_that_is_terminated_alone_is_queued_again(cluster, tmp_path, monke
     lab.call("cancel")
 
 
+@pytest.mark.exhaustive
 def test_cancel_ends_this_tables_jobs_alone_and_resubmit_goes_on_from_there(cluster, tmp_path, monkeypatch):
     lab = Lab(cluster, tmp_path, monkeypatch, LONG)
     (job,) = lab.jobs

@@ -55,6 +55,7 @@ def test_two_nodes_get_the_result_of_one_process(cluster, tmp_path):
     assert losses(twice_the_batch) != pytest.approx(losses(one), rel=100 * TOLERANCE), "the tolerance is too wide"
 
 
+@pytest.mark.exhaustive
 def test_rank_0_alone_writes(cluster, tmp_path):
     """Each rank is given a folder of its own: nothing is found in the second one's."""
     words = " ".join([*ROW, *TWO_NODES, "recipe.epochs=1"])

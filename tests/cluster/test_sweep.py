@@ -81,6 +81,7 @@ def test_a_job_that_is_lost_is_told(accounting, tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.exhaustive
 def test_without_accounting_it_says_what_that_means_and_a_failure_still_ends_it(cluster, tmp_path):
     done = cluster.run("convrepro", "train", "-m", *ROW, "conv.p=3", f"runs={tmp_path}", cwd=tmp_path, check=False)
     assert done.returncode == 1

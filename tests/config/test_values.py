@@ -215,8 +215,8 @@ def test_there_are_more_than_a_thousand_of_them():
 #: How often a verb is tried: those that compose a configuration once more often than those that plan a table.
 VERBS = (*("train", "count", "train --cfg", "export") * 4, "train -m", "run", "run --dry-run")
 VERBS += ("submit", "submit --dry-run")
-#: Bad values that reach the command line here; those of `test_secrets` and `test_knobs` do, too.
-ENOUGH = 650
+#: Bad values that reach the command line here, always and at most; those of `test_secrets` and `test_knobs` do, too.
+SOME, MANY = 220, 650
 LETTERS = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=12)
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(10**25), 10**25), st.floats(width=32), LETTERS)
 ANY = st.one_of(
@@ -263,7 +263,8 @@ def command(verb: str, override: str, folder) -> list[str]:
 
 
 @pytest.mark.heavy
-def test_no_verb_takes_a_value_that_the_schema_forbids(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("enough", [SOME, pytest.param(MANY, marks=pytest.mark.exhaustive)])
+def test_no_verb_takes_a_value_that_the_schema_forbids(enough, tmp_path, capsys, monkeypatch):
     """Each answer has at most 3 lines, and comes before a network is built, an image is read or a file is written."""
     monkeypatch.setattr("convrepro.models.build.create", lambda *_: pytest.fail("a network was built"))
     monkeypatch.setattr("convrepro.cluster.slurm.queue", lambda: [])
@@ -272,7 +273,7 @@ def test_no_verb_takes_a_value_that_the_schema_forbids(tmp_path, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     tried: dict[str, int] = {}
     drawn = settings(
-        max_examples=ENOUGH // len(KINDS) + 1, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=enough // len(KINDS) + 1, database=None, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
@@ -292,6 +293,6 @@ def test_no_verb_takes_a_value_that_the_schema_forbids(tmp_path, capsys, monkeyp
         bad = ANY.filter(lambda value, key=key: forbidden(key, value) and not merged(key, value))
         same_each_time = seed(place)
         same_each_time(drawn(generated(st.just(key), bad, st.sampled_from(VERBS))(one)))()
-    assert sum(tried.values()) >= ENOUGH
+    assert sum(tried.values()) >= enough
     assert tried.keys() == KINDS.keys()
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Measured speed: turns that are fair, MAC ratios that are the count's, and a record that says how it was obtained."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,12 @@ def test_the_slower_of_two_is_told_from_the_faster():
     busy = lambda n: lambda: sum(range(n))  # noqa: E731
     assert in_turns(busy(300_000), busy(30_000), rounds=5).median > 2
     assert in_turns(busy(30_000), busy(300_000), rounds=5).median < 0.5
+
+
+def test_quartiles_lie_within_what_was_measured_however_uneven_it_is():
+    pauses = iter([0.0, 0.001, 0.05])
+    ratio = in_turns(lambda: time.sleep(next(pauses)), lambda: time.sleep(0.01), rounds=2)
+    assert 0 < ratio.low < ratio.median < ratio.high
 
 
 def test_a_row_is_timed_against_the_same_network_with_standard_convolutions():

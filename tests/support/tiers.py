@@ -29,6 +29,7 @@ GROUPS = {
     "servers that give no answer": ("tracking/test_deadlines.py", "tracking/test_sync.py", "tracking/test_logger.py"),
     "a table that is trained once": ("report/test_dashboard.py",),
     "a page of all tables": ("report/test_html.py",),
+    "a comparison": ("cli/test_compare.py",),
 }
 
 

@@ -247,6 +247,7 @@ def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, tmp_p
     assert run.summary["best/top1"] == max(run.series("val/top1"))
 
 
+@pytest.mark.exhaustive
 def test_a_run_killed_offline_is_whole_after_the_next_attempt_and_a_sync(server, tmp_path):
     client("offline")
     words = ["recipe.epochs=3", "recipe.batch_size=16", "budget.train_examples=1000"]

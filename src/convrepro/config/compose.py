@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 def print_whole(overrides: Sequence[str], which: str, *, resolve: bool) -> None:
     """Prints Hydra's own configuration (`which` is "hydra"), or the run's and Hydra's ("all"), as Hydra does."""
-    with _hydra():
+    with _hydra(), _own_logging():
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         hydra.show_cfg("train", [*plugins.search_path(), *overrides], cfg_type=which, package=None, resolve=resolve)
@@ -131,7 +132,7 @@ def print_whole(overrides: Sequence[str], which: str, *, resolve: bool) -> None:
 
 def print_info(overrides: Sequence[str], what: str) -> None:
     """Prints what Hydra knows about itself: its search path, defaults or plugins."""
-    with _hydra():
+    with _hydra(), _own_logging():
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         hydra.show_info(what, "train", [*plugins.search_path(), *overrides])
@@ -142,6 +143,18 @@ def _hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         yield
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """What Hydra does to the logging of the process is undone at the end of the block."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _target(node: object, where: str = "") -> str | None:

@@ -257,7 +257,7 @@ def in_turns(candidate: Step, baseline: Step, rounds: int) -> Ratio:
             if number:  # round 0 is for warming up
                 seconds[step].append(time.perf_counter() - started)
     ratios = [own / other for own, other in zip(seconds[candidate], seconds[baseline], strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     own, other = (statistics.median(seconds[step]) for step in (candidate, baseline))
     return Ratio(median, low, high, own, other)
 
