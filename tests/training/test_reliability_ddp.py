@@ -3,6 +3,7 @@
 import json
 import signal
 
+import pytest
 import torch
 
 from convrepro.runs.folder import state
@@ -29,6 +30,7 @@ def folder(runs):
     return identity(PAIR).folder(runs)
 
 
+@pytest.mark.exhaustive
 def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_continue_as_if_unbroken(tmp_path):
     runs = {name: tmp_path / name for name in ("whole", "broken")}
     code, output, errors = ended(start(PAIR, runs["whole"]))

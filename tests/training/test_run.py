@@ -38,7 +38,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("within_epoch", [False, True], ids=["between epochs", "within an epoch"])
+@pytest.mark.parametrize(
+    "within_epoch",
+    [pytest.param(False, marks=pytest.mark.exhaustive, id="between epochs"), pytest.param(True, id="within an epoch")],
+)
 def test_a_killed_run_resumes_to_the_result_of_an_unbroken_one(tmp_path, within_epoch):
     """Dropout, shuffling and RAdam's state all have to be as they were; with weight decay, of two groups."""
     words = ["model=deepshift_mnist_fc", "conv=shift", "conv.variant=ps", "recipe=deepshift_mnist_v5"]
