@@ -163,7 +163,7 @@ def build_logger(
         logger = open_run(cfg, identity, folder, described(identity, config, *commit()))
         with answering(cfg["timeout"]):
             logger.run.summary.update(summary(began, table))
-            if logger.run.url:
+            if not logger.run.offline and logger.run.url:  # offline, the client warns that there is none
                 print(f"W&B: {logger.run.url}", file=sys.stderr)
     except Exception as error:
         close(exit_code=1, brief=True)
