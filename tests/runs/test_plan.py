@@ -110,3 +110,9 @@ def test_train_rejects_a_row_that_the_run_is_not_before_it_looks_for_data(words,
     assert says in message
     assert len(message.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("word", ["budget=smoke", "budget.name=mine", "seed=1", "row=plain", "table=lab/tiny"])
+def test_what_a_plan_sets_itself_cannot_be_given(word, tmp_path):
+    with pytest.raises(ConvReproError, match=f"{word} has no effect on a table's runs"):
+        lab_table.jobs(lab_table.load(tmp_path), tmp_path, extra=(word,))
