@@ -174,6 +174,36 @@ def test_the_same_command_again_trains_and_measures_nothing(compared):
     assert json.loads(record.read_text())["rows"] == before
 
 
+def test_what_was_measured_on_another_machine_is_measured_anew(tmp_path):
+    from convrepro.evidence.comparison import Notes
+    from convrepro.evidence.speed import Setting
+
+    table = Comparison(("model=deepshift_mnist_conv", "data=mnist"), tuple(operators(["shift"])), (0,)).write(tmp_path)
+    dense = {
+        "overrides": list(table.overrides(table.row("dense"))),
+        "exported_bytes": 7,
+        "macs_ratio": 1.0,
+        "ratios": {},
+    }
+
+    def kept(setting: Setting) -> set[str]:
+        return set(Notes(table, tmp_path, setting, {}).record["rows"])
+
+    path = record_path(table.name, tmp_path)
+
+    def on_record(**changed: object) -> None:
+        assert kept(Setting()) == set()
+        record = json.loads(path.read_text())
+        record["environment"] |= changed
+        path.write_text(json.dumps(record | {"rows": {"dense": dense}}))
+
+    on_record()
+    assert kept(Setting(modes=("train",))) == {"dense"}
+    assert kept(Setting(batch_size=2)) == set()
+    on_record(device="another")
+    assert kept(Setting()) == set()
+
+
 def test_its_table_is_one_for_other_commands(compared):
     folder, _, _ = compared
     (path,) = (folder / "comparisons/deepshift_mnist_conv").glob("*.yaml")

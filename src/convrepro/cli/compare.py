@@ -58,13 +58,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     comparison, extra, refused = _asked(arguments)
     root = Path(arguments.out).absolute()
     table = comparison.write(root)
-    runs = runs_of(extra)
-    jobs = plan(table, budget=arguments.budget, rows=(), seeds=comparison.seeds, extra=extra, runs=runs)
+    runs = runs_of(extra).resolve()
+    jobs = plan(
+        table, budget=arguments.budget, rows=(), seeds=comparison.seeds, extra=without(extra, "runs"), runs=runs
+    )
     print(f"{root / table.name}.yaml; other commands find it with CONVREPRO_TABLES={arguments.out}", flush=True)
     for title, reason in refused.items():
         print(f"refused: {title}: {reason}", flush=True)
     if arguments.submit:
-        return _queue(arguments, table, extra, root)
+        return _queue(arguments, jobs, without(extra, "runs"), runs, root)
 
     interruption.listen()
     from convrepro.evidence.comparison import Notes
@@ -117,18 +119,15 @@ def _asked(arguments: argparse.Namespace) -> "tuple[Comparison, list[str], dict[
     return comparison, extra, refused
 
 
-def _queue(arguments: argparse.Namespace, table: "Table", extra: list[str], root: Path) -> int:
-    """Submits the table; where it is, the jobs learn from their environment."""
+def _queue(arguments: argparse.Namespace, jobs: "list[Job]", extra: list[str], runs: Path, root: Path) -> int:
+    """Submits the jobs; where their table is, they learn from their environment."""
     import os
 
     from convrepro.cli.cluster import queue
-    from convrepro.runs.plan import plan
 
-    runs = runs_of(extra)
     os.environ["CONVREPRO_TABLES"] = str(root)
-    jobs = plan(table, budget=arguments.budget, rows=(), seeds=table.seeds, extra=extra, runs=runs)
-    arguments.table, arguments.overrides, arguments.dry_run, arguments.no_collect = table.name, extra, False, False
-    queue(arguments, jobs, (), runs)
+    words = {"table": jobs[0].table.name, "budget": arguments.budget, "overrides": extra}
+    queue(argparse.Namespace(**words, dry_run=False, no_collect=False), jobs, (), runs)
     print("once they are done, the same command without --submit measures the speed and shows the comparison")
     return 0
 

@@ -72,11 +72,11 @@ class Notes:
 
     def __init__(self, table: Table, root: Path, setting: Setting, refused: Mapping[str, str]) -> None:
         self.table, self.path, self.setting = table, record_path(table.name, root), setting
-        earlier = read_file(Record, self.path)["rows"] if self.path.exists() else {}
+        environment: Any = where_and_how(setting)
         rows = {row.id: row for row in table.rows}
         kept = {
             name: found
-            for name, found in earlier.items()
+            for name, found in self._earlier(environment).items()
             if name in rows and alike(found["overrides"], table.overrides(rows[name]))
         }
         self.record: Record = {
@@ -85,10 +85,19 @@ class Notes:
             "refused": dict(refused),
             "rows": kept,
             "setting": asdict(setting),
-            "environment": where_and_how(setting),  # type: ignore[typeddict-item]  # a mapping of another type
+            "environment": environment,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(self.path, self.record)
+
+    def _earlier(self, environment: Place) -> dict[str, Measured]:
+        """The rows on record, if they were measured in the same way on the same device."""
+        if not self.path.exists():
+            return {}
+        record = read_file(Record, self.path)
+        was, now = ({**how, "modes": None} for how in (record["setting"], asdict(self.setting)))
+        same = was == now and all(record["environment"][key] == environment[key] for key in ("device", "threads"))
+        return record["rows"] if same else {}
 
     def measure(self, echo: Callable[[str], None]) -> None:
         """Measures speed and size of each row that is not on record with these modes.

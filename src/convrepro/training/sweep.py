@@ -100,9 +100,8 @@ def _report_best(path: Path) -> int:
         print(f"convrepro: the sweeper has written no {path}", file=sys.stderr)
         return 1
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for one in found.get("solutions") or [{"params": found["best_params"], "values": [found["best_value"]]}]:
-        words = " ".join(f"{key}={value}" for key, value in one.get("params", one.get("best_params", {})).items())
-        print(f"best: {words}: top-1 {one['values'][0]:.2f} %")
+    words = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
+    print(f"best: {words}: top-1 {found['best_value']:.2f} %")
     print(path)
     return 0
 
