@@ -1,6 +1,9 @@
 """One thread a process: the suite runs several at once, and small tensors gain nothing from more."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ GUARD = tiers.Guard()
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # one cache of counts for all processes, empty at the start
+    os.environ["CONVREPRO_CACHE"] = tempfile.mkdtemp(prefix="convrepro-cache-")
+    atexit.register(shutil.rmtree, os.environ["CONVREPRO_CACHE"], ignore_errors=True)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start need not compile each file again
 
 

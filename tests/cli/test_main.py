@@ -1,5 +1,7 @@
 """What a user types, and what a mistake says: one sentence, exit code 2, no traceback, before any training."""
 
+import re
+
 import pytest
 
 from convrepro.cli.main import main
@@ -13,7 +15,7 @@ def test_list_and_show():
     shown = convrepro("show", "hetconv/table1")
     assert "313.74" in shown.stdout
     assert "93.93" in shown.stdout
-    assert "costs are counted by `convrepro count hetconv/table1`" in shown.stdout
+    assert "static-ok" in shown.stdout
 
 
 def test_list_names_the_zoo_and_the_operators():
@@ -25,6 +27,14 @@ def test_count_of_any_model_and_operator():
     done = convrepro("count", "model=resnet18", "conv=hetconv", "data=cifar10", "conv.p=4")
     assert done.returncode == 0, done.stderr
     assert "layer1.0.conv1" in done.stdout
+    assert re.search(r"\n[\d,]{9,} MACs \([\d.]+ M\), .* parameters .* at 3x32x32\nfvcore's own total", done.stdout)
+    assert re.search(r"of conv=standard: 0\.\d{3} of the MACs, 0\.\d{3} of the parameters", done.stdout)
+
+
+def test_an_operator_that_costs_more_than_what_it_replaces_says_so():
+    done = convrepro("count", "model=mobilenetv3_small_100", "conv=igcv3", "conv.where=dw_pw_pair", "data=cifar10")
+    assert done.returncode == 0, done.stderr
+    assert "of the MACs (more than conv=standard)" in done.stdout
 
 
 @pytest.mark.parametrize(

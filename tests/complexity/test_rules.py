@@ -108,9 +108,24 @@ def test_the_table_is_aligned_and_adds_up():
     kinds = "other conv norm pool linear matmul total"
     assert [row.split()[0] for row in rows if row != line] == f"{named} {kinds}".split()
     a, total = rows[1].split(), rows[-1].split()
-    assert a == ["a", "HetConv2d", "3", "->", "4", "3x3", "5x6", "20", "100", "54.64", "0", "640"]
-    assert total == ["total", "62", "183", "100.00", "40", "1,480"]
+    assert a == ["a", "HetConv2d", "3", "->", "4", "3x3", "5x6", "20", "100", "61.35", "0", "640"]
+    assert total == ["total", "62", "163", "100.00", "40", "1,480"]
+    norm = next(row for row in rows if row.startswith("norm"))
+    assert norm.split() == ["norm", "BatchNorm2d", "8", "0", "128"]  # fvcore's estimate is no MAC
     assert "1x1 /2" in rows[2]
+
+
+def test_the_summary_has_all_digits_and_one_total():
+    own, whole = NET.summary().splitlines()
+    assert own == "163 MACs (163), 62 parameters (62) at 3x8x8"
+    assert whole == "fvcore's own total, with its estimates for norm, pool: 183"
+    alone = Count((3, 224, 224), (LayerCount("a", "conv", "Conv2d", macs=15_470_264_320, params=12_345),))
+    assert alone.summary() == "15,470,264,320 MACs (15.47 G), 12,345 parameters (12.35 k) at 3x224x224"
+
+
+def test_a_convolution_to_one_position_has_its_size():
+    layer = LayerCount("a", "conv", "Conv2d", 3, 4, (1, 1), out_h=1, out_w=1, macs=12)
+    assert " 1x1     1x1 " in Count((3, 1, 1), (layer,)).table()
 
 
 def test_the_table_shows_bits_only_beside_shifts():

@@ -7,6 +7,7 @@ import pytest
 from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.evidence.audit import audit
 from convrepro.evidence.speed_record import PLOT_FILE, merged, records
+from convrepro.evidence.statics import lacking
 from convrepro.evidence.store import load_evidence
 from convrepro.report.audit import render_audit
 from convrepro.report.papers import plot_path, report, write_scoreboard
@@ -38,6 +39,14 @@ def test_the_papers_page_is_up_to_date(paper, counted, tmp_path):
     (root / paper / "README.md").unlink()
     report(paper, counted.statics, root=root)
     assert (root / paper / "README.md").read_text() == (REPRODUCTIONS / paper / "README.md").read_text()
+
+
+@pytest.mark.parametrize("paper", list_papers())
+def test_the_counts_on_record_are_what_is_counted_today(paper, counted):
+    for table in map(load_table, tables_of(paper)):
+        kept = load_evidence(table)[0]
+        assert lacking(table, kept) == []
+        assert {row: counts for row, counts in kept.items() if counts} == counted.statics(table)
 
 
 def test_the_scoreboard_is_up_to_date(counted, tmp_path):

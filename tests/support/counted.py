@@ -6,7 +6,8 @@ import pickle
 import pytest
 
 from convrepro.complexity.rules import Count
-from convrepro.evidence.counts import Statics, count_table, row_count
+from convrepro.evidence.counts import row_count
+from convrepro.evidence.statics import Statics
 from convrepro.tables import Row, Table, list_tables, load_table
 
 
@@ -23,7 +24,7 @@ class Counted:
         self._read: dict[str, dict[str, tuple[Statics, dict[str, Count]]]] = {}
 
     def statics(self, table: Table) -> Statics:
-        """As `count_table` gives it."""
+        """Row -> metric -> value, without anything from a cache."""
         return self._paper(table.name.split("/")[0])[table.name][0]
 
     def row(self, table: Table, row: Row) -> Count:
@@ -46,5 +47,6 @@ def tables_of(paper: str) -> list[str]:
 
 
 def _count(table: Table) -> tuple[Statics, dict[str, Count]]:
-    statics = count_table(table)
-    return statics, {row: row_count(table, table.row(row)) for row in statics}
+    rules = {name: metric.count for name, metric in table.metrics.items() if metric.count}
+    counts = {row.id: row_count(table, row) for row in table.rows if rules and not row.quoted}
+    return {row: {name: count.total(rule) for name, rule in rules.items()} for row, count in counts.items()}, counts

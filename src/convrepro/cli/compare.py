@@ -155,7 +155,7 @@ def _evaluate(jobs: "Sequence[Job]", extra: list[str], note: "Callable[[str, int
 
 def _show(table: "Table", results: "Results", record: Any, cost: str, root: Path, runs: Path) -> None:
     from convrepro.evidence.collect import collect
-    from convrepro.evidence.counts import count_table
+    from convrepro.evidence.statics import count_table
     from convrepro.report.comparison import as_text, lines, write
 
     statics = count_table(table, status_line)

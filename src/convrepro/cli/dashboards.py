@@ -83,10 +83,10 @@ def _view(arguments: argparse.Namespace, tables: "list[Table]", server: "Server 
 
 
 def _evidence(table: "Table") -> "tuple[Statics, Results]":
-    from convrepro.evidence.counts import count_table
+    from convrepro.evidence.statics import at_hand
     from convrepro.evidence.store import load_evidence
 
-    return count_table(table, status_line), load_evidence(table)[1]
+    return at_hand(table, status_line), load_evidence(table)[1]
 
 
 def _sync(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Commands that write evidence and pages: `collect`, `report`."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,11 @@ def _collect(arguments: argparse.Namespace) -> int:
         read_rows(table.name, REPRODUCTIONS)
 
     from convrepro.evidence.collect import collect
-    from convrepro.evidence.counts import count_table  # imports torch; a wrong name is reported without it
+    from convrepro.evidence.statics import count_tables
 
+    statics = count_tables(tables, status_line)
     for table in tables:
-        print(collect(table, Path(arguments.runs), count_table(table, status_line)))
+        print(collect(table, Path(arguments.runs), statics[table.name]))
     return 0
 
 
@@ -78,48 +79,40 @@ def _report(arguments: argparse.Namespace) -> int:
     from convrepro.tables import list_papers
 
     names = arguments.names or list_papers()
-    tables, count = tables_of_papers(names), _counter()
+    tables = tables_of_papers(names)
     if arguments.html:
-        return _page(tables, count, arguments.html)
+        return _page(tables, arguments.html)
     papers = [name for name in names if "/" not in name]
     if arguments.plots:
-        _plots(tables, count, whole=not arguments.names, png=arguments.png)
+        _plots(tables, whole=not arguments.names, png=arguments.png)
     elif len(papers) < len(names):
         raise ConvReproError("pages are of whole papers; name the paper, or use --plots or --html for a single table")
     for paper in papers:
-        print(report(paper, count))
+        print(report(paper, _count))
     if papers and REPRODUCTIONS.parent == ROOT:
-        print(write_scoreboard(count))
+        print(write_scoreboard(_count))
     return 0
 
 
-def _counter() -> Callable[["Table"], "Statics"]:
-    """Returns a function that counts a table, each table once."""
-    counted: dict[str, Statics] = {}
+def _count(table: "Table") -> "Statics":
+    from convrepro.evidence.statics import at_hand
 
-    def count(table: "Table") -> "Statics":
-        from convrepro.evidence.counts import count_table
-
-        if table.name not in counted:
-            counted[table.name] = count_table(table, status_line)
-        return counted[table.name]
-
-    return count
+    return at_hand(table, status_line)
 
 
-def _plots(tables: Sequence["Table"], count: Callable[["Table"], "Statics"], whole: bool, png: bool) -> None:
+def _plots(tables: Sequence["Table"], whole: bool, png: bool) -> None:
     from convrepro.evidence.store import load_evidence
     from convrepro.report.plots.files import write_overview, write_plots
 
     for table in tables:
-        for path in write_plots(table, count(table), load_evidence(table)[1], png=png):
+        for path in write_plots(table, _count(table), load_evidence(table)[1], png=png):
             print(path)
     if whole:
-        for path in write_overview(((table, count(table)) for table in tables), png=png):
+        for path in write_overview(((table, _count(table)) for table in tables), png=png):
             print(path)
 
 
-def _page(tables: Sequence["Table"], count: Callable[["Table"], "Statics"], file: str) -> int:
+def _page(tables: Sequence["Table"], file: str) -> int:
     from pathlib import Path
 
     from convrepro.evidence.store import load_evidence, load_proxies
@@ -128,7 +121,7 @@ def _page(tables: Sequence["Table"], count: Callable[["Table"], "Statics"], file
     path = Path(file)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConvReproError(f"{path} cannot be written; give a file in a folder that exists")
-    entries = [Entry(table, count(table), load_evidence(table)[1], load_proxies(table)) for table in tables]
+    entries = [Entry(table, _count(table), load_evidence(table)[1], load_proxies(table)) for table in tables]
     path.write_text(render_page(entries), encoding="utf-8")
     print(path)
     return 0

@@ -66,15 +66,15 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from convrepro.evidence.statics import lacking
     from convrepro.evidence.store import load_evidence
     from convrepro.tables import load_table, render_table
 
     table = load_table(arguments.table)
     statics, results = load_evidence(table)
     print(render_table(table, statics, results))
-    counted = [metric.name for metric in table.metrics.values() if metric.count]
-    if any(name not in statics[row.id] for row in table.rows if not row.quoted for name in counted):
-        print(f"costs are counted by `convrepro count {table.name}`")
+    if rows := lacking(table, statics):
+        print(f"no count is on record of {len(rows)} rows; `convrepro collect {table.name}` counts and records them")
     return 0
 
 
@@ -88,10 +88,11 @@ def _count(arguments: argparse.Namespace) -> int:
     from convrepro.tables import render_table
 
     tables = load_tables(arguments.what)
-    from convrepro.evidence.counts import count_table  # imports torch; a wrong name is reported without it
+    from convrepro.evidence.statics import count_tables
 
+    statics = count_tables(tables, status_line)
     for table in tables:
-        print(render_table(table, count_table(table, status_line), {}, static_only=True))
+        print(render_table(table, statics[table.name], {}, static_only=True))
     return 0
 
 

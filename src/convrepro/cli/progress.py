@@ -4,10 +4,10 @@ import sys
 from collections.abc import Mapping
 
 
-def status_line(row: str) -> None:
-    """Shows which row is being counted, where standard error is a terminal."""
+def status_line(done: str) -> None:
+    """Shows how much is counted, where standard error is a terminal."""
     if sys.stderr.isatty():
-        print(f"\rcounting {row:40}", end="\r", file=sys.stderr, flush=True)
+        print(f"\rcounted {done:40}", end="\r", file=sys.stderr, flush=True)
 
 
 def print_failures(failures: Mapping[str, str]) -> int:

@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
     tables = [selected(part) for part in each_table(arguments)]
     every = [job for _, jobs in tables for job in jobs]
     interruption.listen()
-    from convrepro.evidence.counts import count_table
+    from convrepro.evidence.statics import count_table
     from convrepro.tables import render_table
     from convrepro.training.runner import check_processes, run_jobs, validate
 

@@ -9,7 +9,7 @@ from convrepro.cluster.status import counts, survey, unfinished
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import ConvReproError
 from convrepro.evidence.collect import collect
-from convrepro.evidence.counts import count_table
+from convrepro.evidence.statics import count_table
 from convrepro.runs.folder import state
 from convrepro.runs.plan import plan
 from convrepro.runs.result import Result

@@ -118,13 +118,23 @@ class Count:
         totals = {name: _plain(rule(self)) for name, rule in RULES.items()}
         return {"input_size": list(self.input_size), "totals": totals, "layers": layers}
 
+    def summary(self) -> str:
+        """Returns the headline with all digits, and fvcore's own total where it has estimates of other operations."""
+        size = "x".join(map(str, self.input_size))
+        macs, params = self.total("macs"), self.total("params")
+        lines = [f"{macs:,} MACs ({_short(macs)}), {params:,} parameters ({_short(params)}) at {size}"]
+        if (whole := self.sum("macs")) != macs:
+            estimated = dict.fromkeys(e.kind for e in self.layers if e.macs and e.kind not in MULTIPLYING)
+            lines.append(f"fvcore's own total, with its estimates for {', '.join(estimated)}: {whole:,}")
+        return "\n".join(lines)
+
     def table(self) -> str:
-        """Returns a text table of the layers with a cost, their share of what fvcore counts, and subtotals by kind.
+        """Returns a text table of the layers with a cost, their share of the MACs, and subtotals by kind.
 
         Shifts and bits of weights are shown if there are shifts.
         """
         columns = ["layer", "operator", "channels", "kernel", "output", "params", "MACs", "%", "shifts", "weight bits"]
-        total = self.sum("macs")
+        total = self.total("macs")
         layers = [_describe(layer) + _costs((layer,), total) for layer in self.layers if layer.macs or layer.params]
         sums = []
         for kind in dict.fromkeys(layer.kind for layer in self.layers if layer.macs or layer.params):
@@ -141,16 +151,16 @@ class Count:
 def _describe(layer: LayerCount) -> list[str]:
     channels = "" if layer.in_channels is None else f"{layer.in_channels} -> {layer.out_channels}"
     kernel = "x".join(map(str, layer.kernel)) + (f" /{layer.groups}" if layer.groups > 1 else "")
-    output = f"{layer.out_h}x{layer.out_w}" if layer.out_h * layer.out_w > 1 else ""
+    output = f"{layer.out_h}x{layer.out_w}" if layer.out_h * layer.out_w > 1 or layer.kernel else ""
     return [layer.name or "(model)", layer.operator, channels, kernel, output]
 
 
 def _costs(layers: Sequence[LayerCount], total: int | Fraction) -> list[str]:
-    params, macs, shifts, bits = (
-        sum(getattr(layer, field) for layer in layers) for field in ("params", "macs", "shifts", "weight_bits")
-    )
+    params, shifts, bits = (sum(getattr(e, field) for e in layers) for field in ("params", "shifts", "weight_bits"))
+    multiplying = [layer.macs for layer in layers if layer.kind in MULTIPLYING]
+    macs = sum(multiplying)
     share = 100 * macs / total if total else 0
-    return [f"{params:,}", f"{macs:,}", f"{share:.2f}", f"{shifts:,}", f"{bits:,}"]
+    return [f"{params:,}", *([f"{macs:,}", f"{share:.2f}"] if multiplying else ["", ""]), f"{shifts:,}", f"{bits:,}"]
 
 
 def _cells(row: list[str], widths: list[int]) -> list[str]:

@@ -44,9 +44,8 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     plugins.load()
     try:
         composed = _composed(overrides)
-        OmegaConf.resolve(composed)
         tree = _plain(composed)
-        written = _plain(_chosen(_groups(overrides), plugins.revision()))
+        written = _written(_groups(overrides), plugins.revision())
     except (HydraException, OmegaConfBaseException) as error:
         raise ConvReproError(_explain(overrides, error)) from error
     tree["conv"] = whole_plan(tree["conv"])
@@ -115,6 +114,12 @@ def _groups(overrides: Sequence[str]) -> tuple[str, ...]:
 @cache
 def _chosen(choices: tuple[str, ...], revision: tuple[object, ...]) -> DictConfig:
     return _compose(choices)
+
+
+@cache
+def _written(choices: tuple[str, ...], revision: tuple[object, ...]) -> dict[str, Any]:
+    """What the files say that are chosen; nobody may change it."""
+    return _plain(_chosen(choices, revision))
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:

@@ -98,6 +98,11 @@ def provides(module: str) -> bool:
     return module.partition(".")[0] in {name.partition(".")[0] for name in (*plugins(), *installed)}
 
 
+def any_operators() -> bool:
+    """Whether operators of other packages may be in use."""
+    return bool(plugins() or _offered or entry_points(group=ENTRY_POINTS))
+
+
 def offer(name: str, about: str, content: Mapping[str, Any]) -> None:
     """Makes `conv=<name>` a choice with this content, where no file of that name is there to say otherwise."""
     from hydra.core.config_store import ConfigStore  # slow, and not needed to show what is on record

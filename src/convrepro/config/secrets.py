@@ -42,11 +42,12 @@ def is_secret(name: str) -> bool:
     return bool(_SECRET.search(name))
 
 
-def secret_in(text: str) -> str | None:
+def secret_in(text: str, confidential: Mapping[str, str] | None = None) -> str | None:
     """What kind of secret `text` holds, in words that do not repeat it; None where it holds none.
 
     Secrets are a variable of a secret's name that is read from the environment, and its value as it is; a URL with a
-    password, signature or token; an assignment to a secret's name; and texts with the form of a key.
+    password, signature or token; an assignment to a secret's name; and texts with the form of a key. `confidential`:
+    the `confidential_variables` of now, where many texts are looked at.
     """
     for name in _VARIABLE.findall(text):
         if is_secret(name):
@@ -59,18 +60,26 @@ def secret_in(text: str) -> str | None:
         return "a text that has the form of a key"
     if assigned := _ASSIGNED.search(text):
         return f"what is given by {assigned[1]}="
-    for name, value in os.environ.items():
-        if len(value) >= _LONG and value[0] not in "/~." and is_secret(name) and value in text:
+    for name, value in (confidential_variables() if confidential is None else confidential).items():
+        if value in text:
             return f"the value of the environment variable {name}"
     return None
+
+
+def confidential_variables() -> dict[str, str]:
+    """The environment variables of a secret's name whose value is no everyday word and no path."""
+    named = {name: value for name, value in os.environ.items() if is_secret(name)}
+    return {name: value for name, value in named.items() if len(value) >= _LONG and value[0] not in "/~."}
 
 
 def refuse_secrets(content: object) -> None:
     """Raises ConvReproError where a text in `content`, a tree of mappings and sequences, holds a secret, which the
     message does not repeat.
     """
+    confidential = confidential_variables()
     for text in _texts(content):
-        if what := secret_in(text) or ("a text that may be a key of W&B" if _FORMER.search(text) else None):
+        former = "a text that may be a key of W&B" if _FORMER.search(text) else None
+        if what := secret_in(text, confidential) or former:
             raise ConvReproError(f"{what} would be written to the record of the run; {REMEDY}")
 
 

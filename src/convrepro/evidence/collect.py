@@ -104,7 +104,8 @@ def _sorted(value: Any) -> Any:
 def _entry(table: Table, row: Row, statics: Statics) -> dict[str, Any]:
     """What there is of a row before its runs."""
     counts = {name: {table.metrics[name].count: str(Fraction(n))} for name, n in statics.get(row.id, {}).items()}
-    return {"overrides": list(table.overrides(row)), "counts": counts, "runs": {}, "proxies": {}}
+    layers = {"layers": row.layers} if row.layers else {}
+    return {"overrides": list(table.overrides(row)), **layers, "counts": counts, "runs": {}, "proxies": {}}
 
 
 def _depth(table: Table, folder: str) -> int:
@@ -117,15 +118,14 @@ def _keep_earlier(table: Table, rows: dict[str, dict[str, Any]], root: Path) -> 
     """Put the evidence that is there already into `rows`; returns what no longer holds."""
     refused = []
     for row_id, earlier in read_rows(table.name, root).items():
-        name = f"{row_id} (earlier evidence)"
-        if row_id not in rows:
-            refused.append((name, "the table has no such row to run by now"))
-        elif not alike(earlier["overrides"], rows[row_id]["overrides"]):
-            refused.append((name, f"the row was {' '.join(earlier['overrides'])} then"))
-        else:
-            rows[row_id]["runs"] = earlier.get("runs", {})
-            rows[row_id]["proxies"] = earlier.get("proxies", {})
-            rows[row_id]["counts"] = rows[row_id]["counts"] or earlier.get("counts", {})
+        row, runs = rows.get(row_id), {part: earlier.get(part, {}) for part in ("runs", "proxies")}
+        if row and alike(earlier["overrides"], row["overrides"]):
+            row |= runs
+            if not row["counts"] and earlier.get("layers") == row.get("layers"):
+                row["counts"] = earlier.get("counts", {})
+        elif any(runs.values()):
+            was = f"the row was {' '.join(earlier['overrides'])} then"
+            refused.append((f"{row_id} (earlier evidence)", was if row else "the table has no such row to run by now"))
     return refused
 
 

@@ -1,13 +1,19 @@
 """What a table's rows cost: its static columns, counted without training."""
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
+from multiprocessing import get_context
+
+import torch
 
 from convrepro import complexity
 from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
-from convrepro.config.schema import RunConfig
+from convrepro.config.schema import Conv, RunConfig
 from convrepro.errors import ConvReproError
 from convrepro.models.build import build_network
 from convrepro.models.surgery import SurgeryReport
@@ -17,7 +23,8 @@ from convrepro.tables import Row, Table
 _counted: dict[str, complexity.Count] = {}
 """The networks counted so far, by what they are built from."""
 
-Statics = dict[str, dict[str, int | Fraction]]
+#: So many networks are worth the seconds that other processes need to start, and so many processes at most.
+MANY, MOST = 16, 16
 
 
 def count(cfg: RunConfig) -> tuple[complexity.Count, SurgeryReport]:
@@ -28,38 +35,106 @@ def count(cfg: RunConfig) -> tuple[complexity.Count, SurgeryReport]:
 
 
 def describe_network(cfg: RunConfig) -> str:
-    """The layers of the network that `cfg` describes with their cost, as text."""
+    """The layers of the network that `cfg` describes with their cost, and the part of `conv=standard`'s, as text."""
     counted, report = count(cfg)
-    return f"{cfg.model}: {report.summary()}\n{counted.table()}\n{counted.headline()}"
+    lines = [f"{cfg.model}: {report.summary()}", counted.table(), counted.summary()]
+    if report.replaced:
+        standard = Conv(name="standard", where=cfg.conv.where or "dense_kxk")
+        dense = count(cfg.model_copy(update={"conv": standard}))[0]
+        of = {rule: counted.total(rule) / Fraction(dense.total(rule)) for rule in ("macs", "params")}
+        more = " (more than conv=standard)" if of["macs"] > 1 else ""
+        macs, params = (f"{float(part):.3f}" for part in of.values())
+        lines.append(f"of conv=standard: {macs} of the MACs{more}, {params} of the parameters")
+    return "\n".join(lines)
 
 
-def count_table(table: Table, watch: Callable[[str], None] = lambda row: None) -> Statics:
-    """Row id -> metric -> exact value, for each row that is run and each metric that names a counting rule.
+def recount(
+    rows: Sequence[tuple[Table, Row]], watch: Callable[[str], None]
+) -> Iterator[tuple[tuple[Table, Row], dict[str, int | Fraction]]]:
+    """Each row with its totals by counting rule; networks are counted once each, on all CPU cores where there are many.
 
-    Raises ConvReproError naming the row that cannot be built.
+    Raises ConvReproError naming the table and the row that cannot be built.
     """
-    rules = {name: metric.count for name, metric in table.metrics.items() if metric.count}
-    statics: Statics = {}
-    for row in table.rows:
-        if row.quoted or not rules:
-            continue
-        watch(row.id)
+    places: dict[str, list[tuple[Table, Row]]] = {}
+
+    def networks() -> Iterator[tuple[str, RunConfig]]:
+        for table, row in rows:
+            try:
+                cfg = _composed(tuple(table.overrides(row)))
+            except ConvReproError as error:
+                raise _of(table, row, error) from error
+            if (key := _network(cfg)) not in places:
+                yield key, cfg
+            places.setdefault(key, []).append((table, row))
+
+    many = len({table.overrides(row) for table, row in rows}) >= MANY
+    counted = (_at_once if many and _workers() > 1 else _in_turn)(networks())
+    for done, (key, found) in enumerate(counted, start=1):
+        watch(f"{done} of {len(places)} networks")
+        for table, row in places[key]:
+            try:
+                whole = found()
+                part = whole.part(row.layers) if row.layers else whole
+            except ConvReproError as error:
+                raise _of(table, row, error) from error
+            yield (table, row), {rule: part.total(rule) for rule in complexity.RULES}
+
+
+#: A network's count, or the error of one that cannot be built, once it is called.
+_Found = Callable[[], complexity.Count]
+
+
+def _in_turn(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
+    for key, cfg in list(networks):
+        yield key, partial(_once, key, cfg)
+
+
+def _at_once(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
+    context = get_context("forkserver")  # a fork of this process could hang: torch may have threads by now
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(_workers(), context, initializer=_quiet) as pool:
+        pending = {pool.submit(_count, cfg): key for key, cfg in networks}
         try:
-            counted = row_count(table, row)
-        except ConvReproError as error:
-            raise ConvReproError(f"{table.name}, row {row.id}: {error}") from error
-        statics[row.id] = {name: counted.total(rule) for name, rule in rules.items()}
-    return statics
+            for future in as_completed(pending):
+                yield pending[future], future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _workers() -> int:
+    return min(len(os.sched_getaffinity(0)), MOST)
+
+
+def _quiet() -> None:
+    """A worker counts on one core, and leaves it to its parent to end after Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _count(cfg: RunConfig) -> complexity.Count:
+    return count(cfg)[0]
+
+
+def _once(key: str, cfg: RunConfig) -> complexity.Count:
+    if key not in _counted:
+        _counted[key] = _count(cfg)
+    return _counted[key]
+
+
+def _of(table: Table, row: Row, error: ConvReproError) -> ConvReproError:
+    return ConvReproError(f"{table.name}, row {row.id}: {error}")
+
+
+def _network(cfg: RunConfig) -> str:
+    size = (cfg.data.channels, cfg.data.image_size, cfg.data.num_classes)
+    return repr((cfg.model, cfg.model_args, cfg.conv, cfg.se_reduction, size))
 
 
 def row_count(table: Table, row: Row) -> complexity.Count:
     """The layers that the row's counts are of; a network is counted once in a process."""
     cfg = _composed(tuple(table.overrides(row)))
-    size = (cfg.data.channels, cfg.data.image_size, cfg.data.num_classes)
-    key = repr((cfg.model, cfg.model_args, cfg.conv, cfg.se_reduction, size))
-    if key not in _counted:
-        _counted[key] = count(cfg)[0]
-    return _counted[key].part(row.layers) if row.layers else _counted[key]
+    whole = _once(_network(cfg), cfg)
+    return whole.part(row.layers) if row.layers else whole
 
 
 def forget() -> None:

@@ -46,10 +46,12 @@ class Run(TypedDict):
 class Entry(TypedDict):
     """The evidence of a row: counts by metric and rule, runs by seed, and proxies by label and seed.
 
-    Older versions kept a count without its rule.
+    `layers`: patterns of the layers that the counts are of, where they are not of the whole network. Older versions
+    kept a count without its rule.
     """
 
     overrides: list[Override]
+    layers: NotRequired[str]
     counts: NotRequired[dict[str, dict[str, Exact] | Exact]]
     runs: NotRequired[dict[Seed, Run]]
     proxies: NotRequired[dict[str, dict[Seed, Run]]]
@@ -100,7 +102,10 @@ def _current(table: Table, root: Path) -> dict[str, dict[str, Any]]:
             if origin not in read:
                 read[origin] = _served(origin, root)
             entry = read[origin].get(key)
-            if entry and not alike(entry["overrides"], table.overrides(row)):
+            holds = entry is None or alike(entry["overrides"], table.overrides(row))
+            if entry and part == "counts" and not (holds and entry.get("layers", "") == row.layers):
+                entry = None  # counted anew by `convrepro collect`; nothing is lost
+            elif entry and not holds and entry.get(part):
                 raise ConvReproError(
                     f"{evidence_path(origin, root)}: row {key} is {' '.join(entry['overrides'])}, but by now "
                     f"{' '.join(table.overrides(row))}; `convrepro collect {origin}` drops it"
@@ -112,8 +117,9 @@ def _current(table: Table, root: Path) -> dict[str, dict[str, Any]]:
 def load_evidence(table: Table, root: Path = REPRODUCTIONS) -> tuple[Statics, Results]:
     """Our counts and the runs at the paper's budget that the table's evidence holds; both empty where there is none.
 
-    A count by another rule than the metric has by now, or by an unnamed rule, is left out. A damaged file is set
-    aside with a warning. Raises ConvReproError where a row has other overrides by now than when it was run.
+    A count of a row with other overrides or layers by now is left out, and one by another rule than the metric has by
+    now, or by an unnamed rule. A damaged file is set aside with a warning. Raises ConvReproError where a row has other
+    overrides by now than when it was run.
     """
     rows = _current(table, root)
     statics = {row: _counted(table, parts["counts"]) for row, parts in rows.items()}
