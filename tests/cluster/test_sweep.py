@@ -23,6 +23,7 @@ REASON = "layer 'features.3': p=3 must divide"
 @pytest.fixture(scope="module")
 def accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with LocalCluster(tmp_path_factory.mktemp("accounting") / "cluster", "--accounting") as started:
+        del started.env["CONVREPRO_SLURM_PYTHON"]  # here each task starts Python itself, as at a site
         yield started
 
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 import pytest
 
 from convrepro.cluster.slurm import SILENCE
-from support.command import convrepro
+from support.command import convrepro, write_python
 from support.patience import PATIENCE, wait
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "local_cluster.sh"
@@ -35,7 +35,8 @@ class LocalCluster:
     """One cluster in `folder`; `with LocalCluster(...)` starts it, and in the end stops it and removes the folder.
 
     folder: new or empty. knobs: of `local_cluster.sh start`, such as "--nodes", "3" or "--accounting".
-    env: what to merge into os.environ for a process that talks to the cluster.
+    env: what to merge into os.environ for a process that talks to the cluster; tasks of tables are forks
+        (`command.write_python`) by CONVREPRO_SLURM_PYTHON.
     Entering skips the test where Slurm is not installed.
     """
 
@@ -46,6 +47,7 @@ class LocalCluster:
         self.env = {
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "CONVREPRO_SLURM_PYTHON": str(folder / "python"),
         }
 
     def __enter__(self) -> "LocalCluster":
@@ -53,6 +55,7 @@ class LocalCluster:
         if started.returncode == NOT_INSTALLED:
             pytest.skip(started.stderr.strip())
         assert started.returncode == 0, started.stderr + self.logs()
+        write_python(self.folder / "python")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,11 +6,13 @@ point, or a signal may come before them, a test takes `subprocess`.
 """
 
 import atexit
+import ctypes
 import functools
 import json
 import os
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -27,6 +30,11 @@ LIBRARIES = ("torch", "torchvision", "lightning.pytorch", "timm", "torchmetrics"
 TESTS = str(Path(__file__).parents[1])
 CODE = f"import sys; sys.path.append({TESTS!r}); from support import command; command.serve()"
 CONVREPRO = ("-m", "convrepro.cli")
+REMOTE = Path(__file__).with_name("remote_python.py")
+#: So many bytes the command line of a forked process can have.
+LONGEST = 4000
+#: Of the fields in /proc/self/stat behind the name, the one with the address of the command line.
+ARGUMENTS = 45
 #: Places of what Popen hands to `_execute_child`, and of the ends of pipes among it: in, out, errors.
 CWD, ENV, NEW_SESSION, ENDS = 4, 5, 20, slice(9, 15)
 
@@ -93,6 +101,14 @@ class Python(subprocess.Popen):
         return self.returncode
 
 
+def write_python(path: Path) -> None:
+    """Writes a program that is to its callers as Python is, and whose processes are such forks."""
+    words = shlex.join([sys.executable, "-IS", str(REMOTE), _server().address])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    path.chmod(0o755)
+
+
 class Server(NamedTuple):
     process: subprocess.Popen
     address: str
@@ -106,7 +122,7 @@ def _server() -> Server:
     address = f"{folder}/socket"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("CONVREPRO_", "WANDB_"))}
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, address],
+        [sys.executable, "-c", CODE, address, " " * LONGEST],
         env=clean,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -140,13 +156,19 @@ def serve() -> None:
 
 
 def _wait_for(request: dict, line: socket.socket, files: Sequence[int]) -> None:
-    """Forks the process of the request, and reports its number and how it ends."""
+    """Forks the process of the request, and reports its number and how it ends. Whoever asked and takes it along
+    where it dies says which signals are ignored.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():
         for file in (0, 1, 2, *files):
             os.close(file)
         line.send(str(pid).encode())
-        line.send(str(os.waitpid(pid, 0)[1]).encode())
+        if "ignored" in request and line in select.select([line, os.pidfd_open(pid)], [], [])[0]:
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        with suppress(OSError):  # nobody may be left to hear it
+            line.send(str(status).encode())
         os._exit(0)
     line.close()
     _become(request, files)
@@ -156,6 +178,9 @@ def _become(request: dict, files: Sequence[int]) -> None:
     """Makes this process the Python of the request, and ends it."""
     if request["session"]:
         os.setsid()
+    for number in request.get("ignored", ()):
+        signal.signal(number, signal.SIG_IGN)
+    _show([sys.executable, *request["words"]])
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -169,7 +194,7 @@ def _become(request: dict, files: Sequence[int]) -> None:
     sys.stderr = os.fdopen(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
     sys.path.remove(TESTS)
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    how, *words = request["words"]
+    how, *words = request["words"][request["words"][0] == "-P" :]  # no folder is on the path that -P keeps off
     try:
         if how == "-c":
             sys.argv[:] = ["-c", *words[1:]]
@@ -187,3 +212,10 @@ def _become(request: dict, files: Sequence[int]) -> None:
         traceback.print_exc()
         sys.exit(1)
     sys.exit()
+
+
+def _show(words: Sequence[str]) -> None:
+    """Makes these words the command line of this process, where others look for it."""
+    text = b"".join(word.encode() + b"\0" for word in words)[:LONGEST]
+    address = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[ARGUMENTS])
+    ctypes.memmove(address, text.ljust(LONGEST, b"\0"), LONGEST)
