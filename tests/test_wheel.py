@@ -8,19 +8,14 @@ from pathlib import Path
 import pytest
 
 from support import command
+from support.wheel import install
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    dist, target = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = dist.glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
-    subprocess.run(pip, check=True, capture_output=True)
-    return target
+    return install(tmp_path_factory.mktemp("wheel"), ROOT)
 
 
 def convrepro(installed: Path, folder: Path, *words: str) -> str:

@@ -25,7 +25,12 @@ LOOPS = ("fit", "validate", "test", "predict")
 GROUPS = {
     "a cluster for the chaos": ("cluster/test_chaos.py",),
     "a cluster for tables": ("cluster/test_array.py", "cluster/test_paper.py"),
-    "a cluster for all else": ("cluster/test_ddp.py", "cluster/test_local.py", "cluster/test_sweep.py"),
+    "a cluster for all else": (
+        "cluster/test_ddp.py",
+        "cluster/test_local.py",
+        "cluster/test_sweep.py",
+        "cluster/test_wheel.py",
+    ),
     "servers that give no answer": ("tracking/test_deadlines.py", "tracking/test_sync.py", "tracking/test_logger.py"),
     "a table that is trained once": ("report/test_dashboard.py",),
     "a page of all tables": ("report/test_html.py",),
