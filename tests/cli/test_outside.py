@@ -56,7 +56,9 @@ def test_it_is_listed_and_counted(typed):
 def test_without_the_plugin_nothing_of_it_is_imported(typed):
     message = typed("count", *NETWORK[:1], status=2)
     assert "belongs to no plugin; give --plugin outside_ops.models if you trust it" in message
-    assert "conv=ghost does not exist" in typed("count", "model=resnet20_cifar", "conv=ghost", status=2)
+    unknown = typed("count", "model=resnet20_cifar", "conv=ghost", status=2)
+    assert "conv=ghost does not exist" in unknown
+    assert "; for one of another package, give --plugin MODULE" in unknown
     assert len(message.splitlines()) == 1
 
 

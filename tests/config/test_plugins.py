@@ -22,6 +22,7 @@ def _own_place(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with own_registry():
         yield
+    plugins._declared.cache_clear()
     plugins._load_installed.cache_clear()
 
 
@@ -87,6 +88,7 @@ def test_the_entry_point_of_an_installed_package_is_loaded(tmp_path):
         "@register_operator('mine_b')\nclass Mine(GroupPointwise):\n    'By entry point.'\n"
     )
     installed(tmp_path, "outside_b:Mine")
+    plugins._declared.cache_clear()
     plugins._load_installed.cache_clear()
     assert compose_config(["conv=mine_b"]).conv.knobs == {"num_groups": 4}
     assert plugins.provides("outside_b.models")
@@ -94,6 +96,7 @@ def test_the_entry_point_of_an_installed_package_is_loaded(tmp_path):
 
 def test_a_broken_entry_point_names_its_package(tmp_path):
     installed(tmp_path, "nowhere_c.ops")
+    plugins._declared.cache_clear()
     plugins._load_installed.cache_clear()
     with pytest.raises(ConvReproError, match=r"entry point mine = nowhere_c.ops of the installed package outside-b c"):
         compose_config([])

@@ -3,6 +3,7 @@
 import pytest
 
 from convrepro.errors import ConvReproError
+from convrepro.evidence.store import load_evidence
 from convrepro.tables import list_tables, load_table, render_proxies, render_scoreboard, render_table
 from support.small_table import SMALL, write
 
@@ -60,6 +61,16 @@ def test_narrow_text_separates_what_was_run_from_what_was_counted(small, results
     assert max(map(len, table.splitlines())) <= 60
     assert table.count("Plain") == table.count("Thin") == 2
     assert table.count("Other work") == 1
+
+
+@pytest.mark.parametrize("name", list_tables())
+def test_every_table_fits_into_80_columns_and_lacks_nothing(name):
+    table = load_table(name)
+    statics, results = load_evidence(table)
+    narrow, wide = (render_table(table, statics, results, width=width) for width in (80, 400))
+    assert max(map(len, narrow.splitlines())) <= 80
+    rows = wide.partition("\n claim ")[0].splitlines()
+    assert {word for line in rows for word in line.split() if "─" not in word} <= set(narrow.split())
 
 
 def test_static_part_alone(small, results):

@@ -189,8 +189,9 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
 def _unknown_choice(group: str, value: object) -> str | None:
     if group not in GROUPS or value in choices(group):
         return None
-    given = text_of(value)
-    return f"{group}={given} does not exist{_near(given, choices(group))}; valid: {', '.join(choices(group))}"
+    given, valid = text_of(value), choices(group)
+    outside = "" if group != "conv" or plugins.any_operators() else "; for one of another package, give --plugin MODULE"
+    return f"{group}={given} does not exist{_near(given, valid)}; valid: {', '.join(valid)}{outside}"
 
 
 def _unknown_key(text: str, key: str, overrides: Sequence[str], *, added: bool) -> str | None:

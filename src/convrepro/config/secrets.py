@@ -7,6 +7,7 @@ Configurations, manifests, results, job scripts and W&B keep their texts for eve
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from convrepro.errors import ConvReproError
@@ -37,6 +38,7 @@ REMEDY = (
 )
 
 
+@lru_cache(1024)
 def is_secret(name: str) -> bool:
     """Whether a variable, key or option of this name holds something confidential, such as WANDB_API_KEY."""
     return bool(_SECRET.search(name))

@@ -1,12 +1,12 @@
 """What a table's rows cost: its static columns, counted without training."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from fractions import Fraction
 from functools import cache, partial
-from multiprocessing import get_context
 
 import torch
 
@@ -68,7 +68,8 @@ def recount(
             places.setdefault(key, []).append((table, row))
 
     many = len({table.overrides(row) for table, row in rows}) >= MANY
-    counted = (_at_once if many and _workers() > 1 else _in_turn)(networks())
+    alone = multiprocessing.parent_process() is None  # not a worker that runs its parent's script anew
+    counted = (_at_once if many and alone and _workers() > 1 else _in_turn)(networks())
     for done, (key, found) in enumerate(counted, start=1):
         watch(f"{done} of {len(places)} networks")
         for table, row in places[key]:
@@ -90,7 +91,9 @@ def _in_turn(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _
 
 
 def _at_once(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
-    context = get_context("forkserver")  # a fork of this process could hang: torch may have threads by now
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # a fork of this process could hang: torch may have threads by now
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(_workers(), context, initializer=_quiet) as pool:
         pending = {pool.submit(_count, cfg): key for key, cfg in networks}

@@ -48,8 +48,8 @@ class RunState:
 
     kind: "none" (never started), "started" (running, waiting to be resumed, or killed; the folder cannot tell which),
     "failed" (the last attempt ended with an error, or its result cannot be read) or "done".
-    progress: what `progress.json` says, where it is there; error: the last line of `error.txt` or a sentence;
-    result: the content of `result.json` where the run is done.
+    progress: what `progress.json` says of a run that is not done, where it is there; error: the last line of
+    `error.txt` or a sentence; result: the content of `result.json` where the run is done.
     """
 
     kind: Literal["none", "started", "failed", "done"]
@@ -60,13 +60,13 @@ class RunState:
 
 def state(folder: Path) -> RunState:
     """The state of the run in `folder`; damaged or missing files are reported in it and raise nothing."""
-    progress = _progress(folder)
     try:
         result = read_result(folder)
     except (ConvReproError, OSError) as error:
-        return RunState("failed", progress, str(error))
+        return RunState("failed", _progress(folder), str(error))
     if result is not None:
-        return RunState("done", progress, result=result)
+        return RunState("done", result=result)
+    progress = _progress(folder)
     with suppress(OSError):
         lines = (folder / ERROR).read_text(errors="replace").split("\n")
         return RunState("failed", progress, next((line for line in reversed(lines) if line.strip()), "unknown error"))

@@ -67,6 +67,7 @@ def plan(
     if starting and (weights := [text for text in extra if key_of(text) == "weights"]):
         reason = f"which starts from the weights of row {starting.weights_from}; choose other rows by --rows"
         raise ConvReproError(f"{shown(weights[-1])} has no effect on row {starting.id}, {reason}")
+    refuse_secrets([f"table={table.name}", f"runs={runs}", *([f"row={e.id}", *table.overrides(e)] for e in chosen)])
     names = {row.id: _named(table, row, budget, extra, runs) for row in chosen}
     jobs = []
     for seed in seeds:
@@ -78,7 +79,6 @@ def plan(
             if row.weights_from:
                 source = Identity(table.name, names[row.weights_from], seed, budget).folder(runs)
                 overrides.append(f"weights={quoted(source / LAST)}")
-            refuse_secrets(overrides)
             jobs.append(Job(table, row, identity, identity.folder(runs), overrides, source))
     return jobs
 

@@ -4,7 +4,7 @@ import io
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -70,10 +70,10 @@ def column_titles(metric: Metric, published: bool) -> tuple[str, ...]:
     return ("paper", "ours", "Δ") if published else ("ours",)
 
 
-def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Results) -> Grid:
+def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Results, *, verdicts: bool = True) -> Grid:
     """Header cells as (metric, title), and the lines; a metric without any published value shows ours alone.
 
-    A quoted row that says nothing about these metrics is left out.
+    A quoted row that says nothing about these metrics is left out. `verdicts`: whether the last column has them.
     """
     names = {name: any(row.published.get(name) for row in table.rows) for name in metrics}
     header = [("", "row")]
@@ -90,8 +90,8 @@ def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Resul
         for name, cell in cells.items():
             texts = {"paper": published_text(cell), "ours": ours_text(cell), "Δ": delta_text(cell)}
             line += [texts[title] for title in column_titles(table.metrics[name], names[name])]
-        lines.append([*line, row_verdict(table, row, cells)])
-    return [*header, ("", "verdict")], lines
+        lines.append([*line, row_verdict(table, row, cells)] if verdicts else line)
+    return [*header, ("", "verdict")] if verdicts else header, lines
 
 
 def claim_line(verdict: ClaimVerdict) -> list[str]:
@@ -185,9 +185,38 @@ def render_table(
     terminal = sys.stdout.isatty()
     columns = width or (shutil.get_terminal_size().columns if terminal else PLAIN_WIDTH)
     blocks = [main]
-    if max(map(len, _plain(main))) > columns and measured and not static_only:
-        blocks = [_grid(table, names, statics, results) for names in (measured, counted) if names]
+    if _width(main) > columns:
+        groups = [counted] if static_only else [measured, counted]
+        parts = [part for names in groups for part in _packed(table, names, statics, results, columns)]
+        blocks = [_grid(table, names, statics, results) for names in parts]
+        if max(map(_width, blocks)) > columns:
+            blocks = [_grid(table, names, statics, results, verdicts=False) for names in parts]
+            blocks += [_verdicts(main)]
     return _text(table, blocks, claims, columns, terminal)
+
+
+def _packed(
+    table: Table, metrics: Sequence[str], statics: Statics, results: Results, columns: int
+) -> Iterator[list[str]]:
+    """The metrics in groups, each as large as fits into so many columns; a metric that does not fit is alone."""
+    group: list[str] = []
+    for name in metrics:
+        if group and _width(_grid(table, [*group, name], statics, results)) > columns:
+            yield group
+            group = []
+        group.append(name)
+    if group:
+        yield group
+
+
+def _width(grid: Grid) -> int:
+    return max(map(len, _plain(grid)))
+
+
+def _verdicts(grid: Grid) -> Grid:
+    """The first and the last column of a grid."""
+    header, lines = grid
+    return [header[0], header[-1]], [[line[0], line[-1]] for line in lines]
 
 
 def _plain(grid: Grid, paint: Callable[[str, bool], str] = lambda text, colored: text) -> list[str]:
