@@ -101,9 +101,9 @@ class Python(subprocess.Popen):
         return self.returncode
 
 
-def write_python(path: Path) -> None:
-    """Writes a program that is to its callers as Python is, and whose processes are such forks."""
-    words = shlex.join([sys.executable, "-IS", str(REMOTE), _server().address])
+def write_python(path: Path, *first: str) -> None:
+    """Writes a program that is to its callers as Python with the words `first` is; its processes are such forks."""
+    words = shlex.join([sys.executable, "-IS", str(REMOTE), _server().address, *first])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     path.chmod(0o755)

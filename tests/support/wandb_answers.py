@@ -45,6 +45,10 @@ class RunRecord:
         return self.fields.get("displayName")
 
     @property
+    def sweep(self) -> str | None:
+        return self.fields.get("sweep")
+
+    @property
     def tags(self) -> list[str]:
         return self.fields.get("tags") or []
 
@@ -160,7 +164,7 @@ class Answers:
             run.config = json.loads(given["config"])
         if "summaryMetrics" in given:
             run.summary = json.loads(given["summaryMetrics"])
-        node = {**self._node(run), "project": self._project(run.entity, run.project), "sweepName": None}
+        node = {**self._node(run), "project": self._project(run.entity, run.project)}
         return {"upsertBucket": {"bucket": node, "inserted": named is None}}
 
     def _node(self, run: RunRecord) -> dict[str, Any]:
@@ -171,7 +175,7 @@ class Answers:
         counts |= {"log": run.count("output.log")}
         known = {"id": _key(run), "name": run.id, "displayName": run.name, "group": run.group, "jobType": run.job_type}
         known |= {"tags": run.tags, "notes": run.fields.get("notes"), "description": None, "state": run.state}
-        known |= {"commit": run.fields.get("commit"), "readOnly": False, "sweepName": None, "user": USER}
+        known |= {"commit": run.fields.get("commit"), "readOnly": False, "sweepName": run.sweep, "user": USER}
         known |= {**DATES, "systemMetrics": "{}"}
         known |= {"config": json.dumps(run.config), "summaryMetrics": json.dumps(run.summary)}
         known |= {f"{what}LineCount": number for what, number in counts.items()}

@@ -24,14 +24,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from support.wandb_answers import ENTITY, Answers, RunRecord
+from support.wandb_answers import ENTITY, RunRecord
+from support.wandb_sweeps import SweepAnswers
 
 KEY = "5ec2e7" + "0123456789" * 4
 #: Seconds after which a connection on which nothing comes is given up.
 IDLE = 60
 
 
-class WandbServer(Answers):
+class WandbServer(SweepAnswers):
     """See the module. Safe to read while a client talks to it."""
 
     def __init__(self, key: str = KEY) -> None:

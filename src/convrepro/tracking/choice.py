@@ -1,5 +1,6 @@
 """Opens the logger that a run asks for. W&B's client is imported only for `logger=wandb`."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +9,8 @@ from convrepro.runs.identity import Identity
 from convrepro.tables import Table
 from convrepro.tracking.files import CsvLogger, TensorboardLogger
 
+#: W&B's agents set it for what they start, together with the id that the sweep gave the run.
+SWEEP = "WANDB_SWEEP_ID"
 FILES: dict[str, Callable[[Path], "Logger"]] = {"csv": CsvLogger, "tensorboard": TensorboardLogger}
 
 
@@ -45,3 +48,17 @@ def open_logger(
     from convrepro.tracking.logger import build_logger
 
     return build_logger(cfg, identity, folder, config, static, table)
+
+
+def log_finished(
+    cfg: Mapping[str, Any], identity: Identity, folder: Path, result: Mapping[str, Any], table: Table | None
+) -> None:
+    """Tells the W&B sweep whose agent asks for a finished run what came of it; does nothing without such an agent.
+
+    The sweep waits for the run that it had the agent start, though the same was trained before. Where W&B cannot be
+    used, a warning says so.
+    """
+    if cfg["name"] == "wandb" and os.environ.get(SWEEP):
+        from convrepro.tracking.logger import log_again
+
+        log_again(cfg, identity, folder, result, table)

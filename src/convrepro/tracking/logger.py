@@ -6,6 +6,8 @@ could not send. An attempt that was killed could not send its last ones, nor cou
 because SIGTERM ends W&B's own process at once. No secret is sent: neither in the configuration nor in what W&B's client
 finds out about the machine.
 
+Under an agent of a W&B sweep the client itself takes the id and the project that the sweep gave the run, not ours.
+
 The server has `logger.timeout` seconds when a run starts and again when it ends; see `service` for how that is kept.
 """
 
@@ -189,6 +191,18 @@ def replay(
         logger.finish(summary(result, table))
     if logger.broken:
         raise logger.broken
+
+
+def log_again(
+    cfg: Mapping[str, Any], identity: Identity, folder: Path, result: Mapping[str, Any], table: Table | None
+) -> None:
+    """Do what `replay` does where W&B is used online; where that fails, a warning says so, and nothing is raised."""
+    try:
+        if offline_without_key(cfg["mode"]) == "online":
+            replay(cfg, identity, folder, result, table)
+    except Exception as error:
+        warnings.warn(f"W&B is not told of this run: {error}", stacklevel=2)
+    close()
 
 
 def described(

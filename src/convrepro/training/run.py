@@ -41,7 +41,7 @@ from convrepro.runs.result import FILE, LAST, SCHEMA, Result, finite
 from convrepro.runs.storage import write_json
 from convrepro.runs.summary import STATIC, last_and_best, rules_of, summary
 from convrepro.tables import Table, load_table
-from convrepro.tracking.choice import Logger, open_logger
+from convrepro.tracking.choice import Logger, log_finished, open_logger
 from convrepro.training.averaging import AveragedWeights
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
@@ -104,17 +104,16 @@ def run(
     rehearse(cfg)
     protocol = protocol_of(cfg)
     identity = identity_of(cfg, overrides, protocol)
-    folder = identity.folder(Path(cfg.runs))
+    this = Run(cfg, _recorded(cfg, overrides), protocol, identity, table)
     first = _first(cfg)
     echo = echo if first else _silent
-    if result := _finished(cfg, protocol, folder, echo):
+    if result := _finished(this, echo):
         return result
     if first and (request := interruption.requested()):
         raise Interrupted(f"interrupted before {identity.name} started", requeue=request == "requeue")
-    with hold(folder) if first else nullcontext():
+    with hold(this.folder) if first else nullcontext():
         # by now the process that held the folder until a moment ago may have finished the run
-        this = Run(cfg, _recorded(cfg, overrides), protocol, identity, table)
-        if result := _finished(cfg, protocol, folder, echo, repair=first):
+        if result := _finished(this, echo, repair=first):
             return result
         with _own_settings():
             return _train(this, echo)
@@ -286,16 +285,15 @@ def _recorded(cfg: RunConfig, overrides: Sequence[str]) -> list[str]:
     return [o for o in named(overrides) if not (cfg.table and key_of(o) == "weights" and not is_url(o))]
 
 
-def _finished(
-    cfg: RunConfig, protocol: Protocol, folder: Path, echo: Callable[[str], None], repair: bool = False
-) -> Result | None:
-    """The result of this protocol in `folder`, or None; with `repair` a damaged one is moved out of the way.
+def _finished(this: Run, echo: Callable[[str], None], repair: bool = False) -> Result | None:
+    """The result of the run, or None where it has none; with `repair` a damaged one is moved out of the way.
 
     A damaged result is no loss if it can be written again without training twice: from the last checkpoint, which holds
     the history, or by evaluating again. Elsewhere the error is for the user to decide.
     """
+    cfg, folder = this.cfg, this.folder
     try:
-        result = finished(folder, protocol)
+        result = finished(folder, this.protocol)
     except NotJson as error:
         if cfg.train and not (folder / LAST).exists():
             raise ConvReproError(f"{error}, and there is no checkpoint: move it away to train anew") from error
@@ -305,6 +303,8 @@ def _finished(
         return None
     if result:
         echo(f"{folder}: finished, top-1 {result['metrics']['last']['top1']:.2f} %; skipped")
+        if _first(cfg):
+            log_finished(cfg.logger.model_dump(), this.identity, folder, result, this.table)
     return result
 
 
