@@ -52,7 +52,10 @@ def test_the_counts_on_record_are_what_is_counted_today(paper, counted):
 def test_the_scoreboard_is_up_to_date(counted, tmp_path):
     shutil.copy(ROOT / "README.md", tmp_path)
     write_scoreboard(counted.statics, tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+    text = (tmp_path / "README.md").read_text()
+    assert text == (ROOT / "README.md").read_text()
+    for paper in list_papers():
+        assert text.count(f"](reproductions/{paper}/README.md) | ") == 1
 
 
 def test_the_plots_are_up_to_date(counted):

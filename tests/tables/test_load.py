@@ -114,7 +114,7 @@ def test_unknown_table_names_the_near_ones():
 
 
 def test_scoreboard_of_table_1_without_runs():
-    line = render_scoreboard([(load_table("hetconv/table1"), table1_statics(), {})]).splitlines()[2]
+    line = render_scoreboard([("1", [(load_table("hetconv/table1"), table1_statics(), {})])]).splitlines()[2]
     assert "17 ok, 2 off, 14 unverified, 2 not counted" in line
     assert "18 not run" in line
     assert "4 holds, 6 unknown" in line

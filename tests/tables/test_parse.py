@@ -193,7 +193,7 @@ def test_what_is_not_measured_is_shown_as_published_with_the_reason(tmp_path):
     assert "phone (ms)<br>paper | macs (M)<br>paper" in page
     assert "| 113 |" in page
     assert "phone: a phone of 2017" in page
-    assert "113" not in render_scoreboard([(table, {}, {})])
+    assert "113" not in render_scoreboard([("t", [(table, {}, {})])])
 
 
 def test_a_share_is_a_percentage_of_the_base_row(tmp_path):

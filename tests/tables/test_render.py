@@ -112,8 +112,13 @@ def test_unknown_style(small):
 
 
 def test_scoreboard_counts_cells_and_claims(small, results):
-    line = render_scoreboard([(small, STATICS, results)]).splitlines()[2]
-    assert line == "| `paper/small` | 2 + 1 quoted | 1 ok | 1 reproduced, 1 proxy | 1 unknown |"
+    line = render_scoreboard([("small", [(small, STATICS, results)])]).splitlines()[2]
+    assert line == "| small | 2 + 1 quoted | 1 ok | 1 reproduced, 1 proxy | 1 unknown |"
+
+
+def test_a_line_of_the_scoreboard_adds_up_its_tables(small, results):
+    twice = render_scoreboard([("both", [(small, STATICS, results), (small, STATICS, {})])]).splitlines()[2]
+    assert twice == "| both | 4 + 2 quoted | 2 ok | 1 reproduced, 1 proxy, 2 not run | 2 unknown |"
 
 
 def test_proxies_are_shown_without_published_values(small, results):

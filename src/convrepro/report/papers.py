@@ -1,6 +1,7 @@
 """Writes the pages of the papers, and the scoreboard of the README."""
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 from convrepro.config.paths import REPRODUCTIONS, ROOT
@@ -8,6 +9,7 @@ from convrepro.errors import ConvReproError
 from convrepro.evidence.speed_record import FOLDER, grid, merged, of_table, records
 from convrepro.evidence.store import load_evidence, load_proxies
 from convrepro.tables import (
+    Results,
     Statics,
     Table,
     list_papers,
@@ -59,6 +61,7 @@ def report(paper: str, statics: Callable[[Table], Statics], root: Path = REPRODU
     notes = folder / "notes.md"
     speeds = merged(records(root / FOLDER))
     parts = [notes.read_text(encoding="utf-8").strip() if notes.exists() else f"# {paper}", GENERATED]
+    parts.append(render_scoreboard((f"`{table.name}`", [_entry(table, statics, root)]) for table in tables).strip())
     for table in tables:
         parts.append(render_table(table, statics(table), load_evidence(table, root)[1], "markdown").strip())
         parts += [
@@ -75,10 +78,21 @@ def report(paper: str, statics: Callable[[Table], Statics], root: Path = REPRODU
     return path
 
 
+def title(paper: str, root: Path = REPRODUCTIONS) -> str:
+    """What the first line of the paper's notes calls it; its folder's name where it has none."""
+    notes = root / paper / "notes.md"
+    first = notes.read_text(encoding="utf-8").partition("\n")[0] if notes.exists() else ""
+    return first.removeprefix("# ").strip() or paper
+
+
+def _entry(table: Table, statics: Callable[[Table], Statics], root: Path) -> tuple[Table, Statics, Results]:
+    return table, statics(table), load_evidence(table, root)[1]
+
+
 def write_scoreboard(
     statics: Callable[[Table], Statics], readme: Path = ROOT / "README.md", root: Path = REPRODUCTIONS
 ) -> Path:
-    """Writes a line for each table between the scoreboard marks of `readme`; returns its path.
+    """Writes a line for each paper between the scoreboard marks of `readme`; returns its path.
 
     Raises ConvReproError where the marks are missing.
     """
@@ -87,6 +101,12 @@ def write_scoreboard(
     _, end, after = rest.partition(END)
     if not (start and end):
         raise ConvReproError(f"{readme} has no lines {START} and {END}; add them where the scoreboard belongs")
-    board = render_scoreboard((table, statics(table), load_evidence(table, root)[1]) for table in _tables(root))
+    papers = {
+        title(paper, root): (paper, [_entry(table, statics, root) for table in tables])
+        for paper, tables in groupby(_tables(root), key=lambda table: table.source.paper)
+    }
+    board = render_scoreboard((name, entries) for name, (_, entries) in papers.items())
+    for name, (paper, _) in papers.items():  # a cell could not be a link: what is in one is shown as it is
+        board = board.replace(f"| {name} |", f"| [{name}](reproductions/{paper}/README.md) |")
     readme.write_text(f"{before}{START}\n{board}{END}{after}", encoding="utf-8")
     return readme

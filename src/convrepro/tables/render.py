@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -290,24 +291,28 @@ def _text(table: Table, blocks: Sequence[Grid], claims: Grid, columns: int, term
     return re.sub(r"\n{3,}", "\n\n", text) + "\n"
 
 
-def render_scoreboard(entries: Iterable[tuple[Table, Statics, Results]]) -> str:
-    """One markdown line a table: its rows, and how many cells and claims have each verdict."""
+def render_scoreboard(groups: Iterable[tuple[str, Iterable[tuple[Table, Statics, Results]]]]) -> str:
+    """One markdown line for each group of tables: its rows, and how many cells and claims have each verdict."""
     trained = ("reproduced", "off", "partial", "unverified", "proxy", "smoke", "not run")
     static = {"static-ok": "ok", "static-off": "off", "unverified": "unverified", "not counted": "not counted"}
     lines = []
-    for table, statics, results in entries:
-        counts = tally(table, statics, results)
-        quoted = sum(row.quoted for row in table.rows)
+    for label, entries in groups:
+        rows, quoted, counts = 0, 0, {kind: Counter[str]() for kind in ("static", "trained", "claims")}
+        for table, statics, results in entries:
+            rows += sum(not row.quoted for row in table.rows)
+            quoted += sum(row.quoted for row in table.rows)
+            for kind, numbers in tally(table, statics, results).items():
+                counts[kind].update(numbers)
         lines.append(
             [
-                f"`{table.name}`",
-                f"{len(table.rows) - quoted}" + (f" + {quoted} quoted" if quoted else ""),
+                label,
+                f"{rows}" + (f" + {quoted} quoted" if quoted else ""),
                 _words(counts["static"], static),
                 _words(counts["trained"], {k: k for k in trained}),
                 _words(counts["claims"], {k: k for k in ("holds", "fails", "unknown")}),
             ]
         )
-    header = [("", title) for title in ("table", "rows", "counted", "trained", "claims")]
+    header = [("", title) for title in ("", "rows", "counted", "trained", "claims")]
     return "\n".join(markdown_grid((header, lines))) + "\n"
 
 
