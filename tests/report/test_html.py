@@ -9,10 +9,11 @@ import pytest
 
 from convrepro.evidence.store import load_evidence
 from convrepro.report.html import Entry, render_page
+from convrepro.report.html.cards import cards
 from convrepro.report.html.inline import inline_svg
 from convrepro.report.plots.draw import svg
 from convrepro.report.plots.figures import figures
-from convrepro.tables import list_tables, load_table, tally
+from convrepro.tables import list_papers, list_tables, load_table, tally
 from support.command import convrepro
 from support.pages import NASTY, entries
 from support.small_table import write
@@ -146,6 +147,25 @@ def test_a_misprint_is_told_beside_the_value(page):
     assert [a["title"].endswith(f"cause: convention; erratum: {erratum}") for a in page.all("a") if "title" in a].count(
         True
     ) == 1
+
+
+def test_each_paper_has_a_card_with_its_numbers_and_what_its_notes_begin_with():
+    known = [(table, *load_evidence(table)) for table in map(load_table, list_tables())]
+    found = {card.title: card for card in cards(known)}
+    assert len(found) == len(list_papers())
+    mine = [tally(*entry) for entry in known if entry[0].source.paper == "igcv3"]
+    card = found["IGCV3"]
+    for kind, heading in (("static", "counted"), ("trained", "trained"), ("claims", "claims")):
+        total = sum((Counter(numbers[kind]) for numbers in mine), Counter())
+        assert sorted(one.number for one in card.numbers[heading]) == sorted(total.values())
+    assert [one.look for one in card.numbers["counted"]][:2] == ["good", "bad"]
+    assert card.notes["What was not run"].startswith("Every accuracy: 480 epochs of ImageNet")
+    assert all(text.endswith((".", ":")) and "*" not in text for text in card.notes.values())
+
+
+def test_the_page_begins_with_the_cards(page, text):
+    assert text.index('<article class="card">') < text.index('<form id="filters"')
+    assert len(page.all("article")) == len(list_papers())
 
 
 def test_names_are_unique_on_the_whole_page(page):

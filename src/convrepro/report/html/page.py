@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from convrepro.errors import visible
+from convrepro.report.html.cards import cards
 from convrepro.report.html.content import Section, section
 from convrepro.report.html.inline import inline_svg
 from convrepro.report.plots import draw
@@ -53,6 +54,7 @@ def render_page(entries: Iterable[Entry]) -> str:
         script=Markup(script),
         script_digest=b64encode(sha256(script.encode()).digest()).decode(),
         sections=sections,
+        cards=cards((entry.table, entry.statics, entry.results) for entry in entries),
         board=_board(entries),
         filters=_filters(sections),
         picture_of_all=_overview(entries),
