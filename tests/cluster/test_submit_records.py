@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -163,7 +163,7 @@ def queued(submission: Submission, position: int, state: str = "RUNNING", reason
 
 def progress(run: Job, /, **changed) -> None:
     values = {"pid": 5, "host": "n1", "job": "7_0", "restarts": 0, "epoch": 11, "epochs": 160, "step": 4700}
-    values |= {"images_per_second": 2140.0, "left_seconds": 4805, "updated": datetime.now(UTC).isoformat()}
+    values |= {"images_per_second": 2140.0, "left_seconds": 4805, "updated": datetime.now(timezone.utc).isoformat()}
     write_json(run.folder / "progress.json", values | changed)
 
 
@@ -207,7 +207,7 @@ def test_a_run_that_is_held_is_told_with_what_frees_it(jobs, submission, reason)
 
 
 def test_a_task_that_says_nothing_for_long_is_shown_as_silent(jobs, submission):
-    progress(jobs[0], updated=(datetime.now(UTC) - timedelta(minutes=25)).isoformat())
+    progress(jobs[0], updated=(datetime.now(timezone.utc) - timedelta(minutes=25)).isoformat())
     assert "silent for 25 min" in told(jobs, submission, [queued(submission, 0)])[0]
 
 

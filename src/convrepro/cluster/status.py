@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,7 @@ def _pace(progress: Mapping[str, Any]) -> str:
 
 def _minutes_since(moment: str | None) -> int:
     try:
-        return int((datetime.now(UTC) - datetime.fromisoformat(moment or "")).total_seconds() // 60)
+        return int((datetime.now(timezone.utc) - datetime.fromisoformat(moment or "")).total_seconds() // 60)
     except (ValueError, TypeError):
         return 0
 

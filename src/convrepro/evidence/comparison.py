@@ -5,13 +5,13 @@ accuracy right after conversion. `<tables>/<paper>/compared/<table>.json` holds 
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from convrepro.config.compose import compose_config
 from convrepro.config.scientific import alike
@@ -86,7 +86,7 @@ class Notes:
             "rows": kept,
             "setting": asdict(setting),
             "environment": environment,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         write_json(self.path, self.record)
 

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -155,7 +155,7 @@ def _enter_environment(record: Record) -> str:
     described = environment.describe("cpu", "32-true")
     here: dict[str, Any] = {name: described[name] for name in ("commit", "dirty", "versions", "device")}
     key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:6]
-    record["environments"][key] = cast(Place, here | {"date": datetime.now(UTC).date().isoformat()})
+    record["environments"][key] = cast(Place, here | {"date": datetime.now(timezone.utc).date().isoformat()})
     return key
 
 

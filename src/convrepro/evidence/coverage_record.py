@@ -7,10 +7,10 @@ network with them; a cell that is `refused` or a `crash` has the `reason`.
 """
 
 from pathlib import Path
-from typing import Final, Literal, NotRequired
+from typing import Final, Literal
 
 from pydantic import with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.config.strict import ON_DISK, read_file

@@ -238,7 +238,7 @@ def load(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
 def _write(fused: nn.Module, example: Tensor, path: Path) -> None:
     images = example.new_zeros(2, *example.shape[1:])  # A batch size of 1 would become a constant.
     with _quiet():
-        program = torch.export.export(fused, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(fused, (images,), dynamic_shapes=({0: torch.export.Dim("batch", max=2**20)},))
         _FORMATS[path.suffix][0](program, path)
 
 

@@ -35,8 +35,11 @@ def content_digest(weights: str, sha256: str | None = None) -> str:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_url(weights: str | Path) -> bool:

@@ -4,11 +4,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 Pair = int | tuple[int, int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")

@@ -2,11 +2,12 @@
 Kernel-Based Convolutions for Deep CNNs", CVPR 2019 (arXiv 1903.04120), section 3.
 """
 
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from convrepro.ops import hetconv_triton
 from convrepro.ops.base import ConvOperator, Pair, check_choice, conv_arguments, divisors, empty_parameter, scaled

@@ -4,11 +4,12 @@ ICCV 2017 (arXiv 1707.02725).
 
 import math
 from collections.abc import Callable
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from convrepro.ops.base import Pair, check_choice, check_divisor, conv_arguments, divisors, scaled
 from convrepro.ops.deployed import conv, geometry, pointwise_layers

@@ -38,7 +38,8 @@ def packed(weight: Tensor, groups: int) -> tuple[Tensor, int]:
     of a depthwise convolution is returned unchanged, because oneDNN has special kernels for it.
     """
     channels = weight.shape[1]
-    merged = min((q for q in range(1, groups + 1) if groups % q == 0 and q * channels >= FULL_GROUP), default=groups)
+    wide = [q for q in range(1, groups + 1) if groups % q == 0 and q * channels >= FULL_GROUP]
+    merged = wide[0] if wide else groups  # torch.compile of torch 2.11 cannot read min(..., default=...)
     if channels == 1 or merged == 1:
         return weight, groups
     own = torch.eye(merged, dtype=weight.dtype, device=weight.device)[:, None, :, None, None, None]

@@ -26,11 +26,12 @@ convolution. Weights are neither centred nor clipped.
 """
 
 from abc import abstractmethod
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from convrepro.ops.base import (
     ConvOperator,

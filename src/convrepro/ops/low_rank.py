@@ -7,11 +7,12 @@ Rank Expansions", 2014 (arXiv 1405.3866), solved in least squares by a singular 
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from convrepro.ops.base import ConvOperator, Pair, check_choice, conv_arguments, empty_parameter, scaled
 from convrepro.ops.deployed import conv

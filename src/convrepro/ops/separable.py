@@ -6,11 +6,11 @@ the row GWC_PWC of HetConv's table 1 (arXiv 1903.04120), which calls the depthwi
 """
 
 from fractions import Fraction
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from convrepro.ops.base import ConvOperator, Pair, check_divisor, conv_arguments, empty_parameter, scaled
 from convrepro.ops.deployed import conv, geometry

@@ -24,11 +24,12 @@ This implementation differs from the authors' published code in the following po
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from convrepro.ops.base import (
     ConvOperator,

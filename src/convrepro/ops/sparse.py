@@ -10,11 +10,12 @@ permutations of channels between them, are the operators `igcv1`, `igcv2` and `i
 """
 
 from itertools import accumulate
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from convrepro.ops.base import ConvOperator, Pair, check_choice, conv_arguments, empty_parameter, scaled
 from convrepro.ops.deployed import conv, geometry

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal
 
 from pydantic import with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from convrepro.config.strict import ON_DISK, read_file
 from convrepro.errors import Busy, ConvReproError, Interrupted
@@ -204,4 +204,4 @@ def _restarts() -> int:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

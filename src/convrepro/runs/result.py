@@ -2,10 +2,10 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from convrepro.config.strict import ON_DISK, read_file
 from convrepro.errors import ConvReproError

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def _silent(line: str) -> None:
 
 def _train(this: Run, echo: Callable[[str], None]) -> Result:
     cfg, identity, folder = this.cfg, this.identity, this.folder
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     clock = time.monotonic()
     data = image_data(cfg)
     L.seed_everything(cfg.seed, verbose=False)
