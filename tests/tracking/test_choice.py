@@ -33,7 +33,7 @@ def test_a_csv_file_has_each_epoch_once_though_the_run_was_interrupted(tmp_path)
     result = interrupted_once("csv", tmp_path)
     (path,) = tmp_path.rglob(CSV)
     rows = list(csv.DictReader(path.open()))
-    assert [int(row["epoch"]) for row in rows] == list(range(EPOCHS))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
     for key in ("train/loss", "val/top1"):
         assert [float(row[key]) for row in rows] == [line[key] for line in result["history"]]
 
@@ -48,6 +48,7 @@ def test_tensorboard_reads_each_epoch_once_though_the_run_was_interrupted(tmp_pa
     for key in ("train/loss", "val/top1"):
         assert [event.value for event in found.Scalars(key)] == pytest.approx([h[key] for h in result["history"]])
         assert [event.step for event in found.Scalars(key)] == [line["step"] for line in result["history"]]
+    assert [event.value for event in found.Scalars("epoch")] == list(range(1, EPOCHS + 1))
     assert found.Scalars("final/last/top1")[-1].value == pytest.approx(result["metrics"]["last"]["top1"])
 
 

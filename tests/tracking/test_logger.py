@@ -14,7 +14,7 @@ from convrepro.runs.result import read_result
 from convrepro.runs.summary import summary
 from convrepro.tables import load_table
 from convrepro.tracking.logger import LOGGED, offline_without_key, without_secrets
-from convrepro.tracking.offline import fragments
+from convrepro.tracking.offline import FIRST, fragments
 from convrepro.tracking.sync import sync
 from support.variants import identity
 from support.wandb_runs import IDENTITY, PATIENT, ROW, SHIFT, TABLE, attempt, client, composed, served, train
@@ -43,8 +43,10 @@ def rows(run: RunRecord) -> list[dict]:
 
 def told(result: dict) -> list[dict]:
     """The history that W&B should have of a result."""
-    lines = result["history"]
-    return [{"epoch": x["epoch"], "trainer/global_step": x["step"], **{key: x[key] for key in LOGGED}} for x in lines]
+    lines = enumerate(result["history"], 1)
+    return [
+        {"epoch": n, FIRST: 1, "trainer/global_step": x["step"], **{key: x[key] for key in LOGGED}} for n, x in lines
+    ]
 
 
 def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
@@ -73,7 +75,7 @@ def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
 
     final = summary(result, load_table(TABLE))
     assert {key: run.summary[key] for key in final} == final
-    assert set(run.summary) - set(final) == {*LOGGED, "epoch", "trainer/global_step", *CLOCKS, "_wandb"}
+    assert set(run.summary) - set(final) == {*LOGGED, "epoch", FIRST, "trainer/global_step", *CLOCKS, "_wandb"}
     assert final.keys() >= {"last/top1", "best/top1", "best/epoch", "static/convention", "published/top1"}
     assert final["multiplications_left"] == 0
     assert final["images_per_second"] > 0
@@ -140,21 +142,21 @@ def test_a_run_that_starts_without_its_server_is_recorded_offline(server, tmp_pa
     with pytest.warns(UserWarning, match=r"recorded offline.*convrepro sync"):
         attempt(folder, 3)
     assert time.monotonic() - began < 60, "30 s to ask who the key belongs to and 2 to open the run were too many"
-    assert [fragment.epochs for fragment in fragments(folder)] == [(), (0, 1, 2)]
+    assert [fragment.epochs for fragment in fragments(folder)] == [(), (1, 2, 3)]
     server.recovers()
     client("online")
     assert (
         sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print).counts
         == "1 sent, 0 skipped, 0 failed"
     )
-    assert server.run(IDENTITY.run_id).series("epoch") == [0, 1, 2]
+    assert server.run(IDENTITY.run_id).series("epoch") == [1, 2, 3]
 
 
 def test_a_training_anew_of_what_is_there_is_warned_of(server, tmp_path):
     attempt(tmp_path / "first", 4)
-    with pytest.warns(UserWarning, match="epochs up to 3 .* from an earlier training"):
+    with pytest.warns(UserWarning, match="epochs up to 4 .* from an earlier training"):
         attempt(tmp_path / "second", 1)
-    assert server.run(IDENTITY.run_id).series("epoch") == [0, 1, 2, 3]
+    assert server.run(IDENTITY.run_id).series("epoch") == [1, 2, 3, 4]
 
 
 @pytest.fixture
@@ -168,7 +170,7 @@ def test_without_a_server_a_run_is_recorded_offline(offline, tmp_path):
     attempt(tmp_path, 2)
     (fragment,) = fragments(tmp_path)
     assert fragment.path.name.startswith("offline-run-")
-    assert (fragment.epochs, fragment.closed) == ((0, 1), True)
+    assert (fragment.epochs, fragment.closed) == ((1, 2), True)
 
 
 def test_the_mode_is_offline_without_a_key(monkeypatch, tmp_path):
@@ -201,7 +203,7 @@ def test_a_client_that_fails_in_the_middle_loses_no_run_and_not_the_next_one(off
     assert len(result["history"]) == 3
     train(["seed=1"], tmp_path)
     (fragment,) = fragments(next(tmp_path.rglob("paper-seed1")))
-    assert fragment.epochs == (0, 1, 2), "the next run is not recorded as itself"
+    assert fragment.epochs == (1, 2, 3), "the next run is not recorded as itself"
 
 
 def test_a_mode_that_wandb_refuses_does_not_stop_a_run(offline, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def epochs(run: RunRecord) -> list[int]:
     """The epochs that arrived, after a look at the steps: they only rise."""
     steps = run.series("trainer/global_step")
     assert steps == sorted(set(steps))
-    assert steps == [10 * epoch + 10 for epoch in run.series("epoch")]
+    assert steps == [10 * epoch for epoch in run.series("epoch")]
     assert [row["_step"] for row in run.history()] == list(range(len(steps)))
     return run.series("epoch")
 
@@ -72,17 +72,17 @@ def test_attempts_at_a_requeued_run_merge_in_order_and_are_not_sent_twice(server
     attempt(folder, 3, ValueError("it failed in between"))
     attempt(folder, 3, PREEMPTED)
     attempt(folder, 5)
-    assert [fragment.epochs for fragment in fragments(folder)] == [(0, 1), (2,), (), (3, 4)]
+    assert [fragment.epochs for fragment in fragments(folder)] == [(1, 2), (3,), (), (4, 5)]
     assert send(tmp_path).sent == {NAME: "sent 3 attempts"}
     run = server.run(IDENTITY.run_id)
-    assert epochs(run) == [0, 1, 2, 3, 4]
+    assert epochs(run) == [1, 2, 3, 4, 5]
     assert (run.name, run.group, run.job_type, run.state) == (IDENTITY.name, TABLE, "train", "finished")
-    assert (run.summary["best/top1"], run.summary["best/epoch"], run.summary["last/top1"]) == (90.0, 1, 64.0)
+    assert (run.summary["best/top1"], run.summary["best/epoch"], run.summary["last/top1"]) == (90.0, 2, 64.0)
     assert (run.values["conv_name"], run.values["row"], "shift" in run.tags) == ("shift", IDENTITY.row, True)
     assert send(tmp_path).skipped == {NAME: "is there, as far as it went"}
     write_json(folder / FILE, result(5))
     assert send(tmp_path).skipped == {NAME: "is there"}
-    assert epochs(run) == [0, 1, 2, 3, 4]
+    assert epochs(run) == [1, 2, 3, 4, 5]
 
 
 def test_each_of_several_runs_is_sent_by_its_attempt_alone(server, tmp_path):
@@ -99,30 +99,49 @@ def test_what_an_online_attempt_made_up_for_is_not_sent_again(server, folder, tm
     attempt(folder, 2, PREEMPTED)
     client("online")
     attempt(folder, 4, PREEMPTED)
-    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3]
+    assert epochs(server.run(IDENTITY.run_id)) == [1, 2, 3, 4]
     assert send(tmp_path).counts == "0 sent, 1 skipped, 0 failed"
     client("offline")
     attempt(folder, 6)
     assert send(tmp_path).sent == {NAME: "sent 1 attempt"}
-    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4, 5]
+    assert epochs(server.run(IDENTITY.run_id)) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_run_of_version_0_1_0_goes_on_with_each_epoch_once(server, folder, tmp_path, mode):
+    client(mode)
+    logger = attempt(folder, 0, kill=True)
+    for line in history(2):
+        logger.run.log({"epoch": line["epoch"], "trainer/global_step": line["step"]})
+    logger.fail(PREEMPTED)
+    attempt(folder, 3, PREEMPTED)
+    attempt(folder, 4)
+    assert [fragment.epochs for fragment in fragments(folder)] == [(1, 2), (3,), (4,)]
+    outcome = send(tmp_path)
+    assert outcome.counts == ("0 sent, 1 skipped, 0 failed" if mode == "online" else "1 sent, 0 skipped, 0 failed")
+    run = server.run(IDENTITY.run_id)
+    assert run.series("trainer/global_step") == [10, 20, 30, 40]
+    assert run.series("epoch") == [0, 1, 3, 4]
+    write_json(folder / FILE, result(4))
+    assert send(tmp_path).skipped == {NAME: "is there"}
 
 
 def test_of_a_run_that_is_there_in_part_the_rest_is_sent_once_it_is_done(server, folder, tmp_path):
     logger = attempt(folder, 2, kill=True)
     run = server.run(IDENTITY.run_id)
     logger.run.mark_preempting()  # which has the client send at once what it would collect for a quarter of a minute
-    wait(lambda: run.series("epoch") == [0, 1])
+    wait(lambda: run.series("epoch") == [1, 2])
     server.breaks()
     logger.catch_up(history(4))
     with pytest.warns(UserWarning, match=r"no answer within 2 s.*convrepro sync"):
         logger.fail(PREEMPTED)
     server.recovers()
-    assert send(tmp_path).skipped == {NAME: "is there up to epoch 1; the rest goes when the run is done"}
+    assert send(tmp_path).skipped == {NAME: "is there up to epoch 2; the rest goes when the run is done"}
     client("offline")
     attempt(folder, 5)
     write_json(folder / FILE, result(5))
     assert send(tmp_path).sent == {NAME: "sent the rest from its result"}
-    assert epochs(run) == [0, 1, 2, 3, 4]
+    assert epochs(run) == [1, 2, 3, 4, 5]
     assert {key: run.summary[key] for key in summary(result(5), load_table(TABLE))} == summary(
         result(5), load_table(TABLE)
     )
@@ -140,7 +159,7 @@ def test_a_torn_attempt_is_sent_as_far_as_it_goes_and_the_next_one_continues_the
     assert 0 < len(torn.epochs) < 4
     attempt(folder, 5)
     assert send(tmp_path).sent == {NAME: "sent 2 attempts"}
-    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4]
+    assert epochs(server.run(IDENTITY.run_id)) == [1, 2, 3, 4, 5]
 
 
 def test_the_reason_of_an_attempt_that_failed_is_gone_once_the_run_is_done(server, folder, tmp_path):
@@ -178,12 +197,12 @@ def test_a_run_that_is_being_trained_is_left_alone_and_one_bad_file_does_not_sto
 @pytest.mark.parametrize(
     ("attempts", "there", "expected"),
     [
-        ([(0, 1), (2, 3)], There(), ([0, 1], False)),
-        ([(0, 1), (2, 3)], There("failed", 1), ([1], False)),
-        ([(0, 1), (2, 3)], There("failed", 2), ([], True)),
-        ([(0, 1), (0, 1, 2)], There(), ([0], True)),
-        ([(0, 1), (2, 3)], There("finished", 3), ([], False)),
-        ([(), (0,), ()], There(), ([1], False)),
+        ([(1, 2), (3, 4)], There(), ([0, 1], False)),
+        ([(1, 2), (3, 4)], There("failed", 2), ([1], False)),
+        ([(1, 2), (3, 4)], There("failed", 3), ([], True)),
+        ([(1, 2), (1, 2, 3)], There(), ([0], True)),
+        ([(1, 2), (3, 4)], There("finished", 4), ([], False)),
+        ([(), (1,), ()], There(), ([1], False)),
         ([(), ()], There(), ([1], False)),
         ([(), ()], There("failed"), ([], False)),
     ],
@@ -231,7 +250,7 @@ def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, tmp_p
     end(start(words, tmp_path), checkpoint.exists, signal.SIGUSR1)
     run = server.run(who.run_id)
     assert (run.state, run.exit_code, run.was_preempting) == ("preempted", 128 + signal.SIGUSR1, True)
-    assert run.series("epoch") == list(range(len(run.history()))) != []
+    assert run.series("epoch") == list(range(1, len(run.history()) + 1)) != []
     assert run.summary["best/top1"] == max(run.series("val/top1"))
 
     before, saved = run.history(), written(checkpoint)
@@ -241,7 +260,7 @@ def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, tmp_p
     finished = train(words, tmp_path)
     assert (run.state, run.exit_code, run.resumes) == ("finished", 0, 2)
     assert run.history()[: len(before)] == before
-    assert run.series("epoch") == [0, 1, 2, 3]
+    assert run.series("epoch") == [1, 2, 3, 4]
     assert run.series("trainer/global_step") == [63, 126, 189, 252]
     assert run.series("val/top1") == [line["val/top1"] for line in finished["history"]]
     assert run.summary["best/top1"] == max(run.series("val/top1"))
@@ -260,6 +279,6 @@ def test_a_run_killed_offline_is_whole_after_the_next_attempt_and_a_sync(server,
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1 sent, 0 skipped, 0 failed"
     run = server.run(who.run_id)
-    assert run.series("epoch") == [0, 1, 2]
+    assert run.series("epoch") == [1, 2, 3]
     assert run.series("val/loss") == [line["val/loss"] for line in finished["history"]]
     assert run.state == "finished"

@@ -11,6 +11,7 @@ from typing import Any
 
 from convrepro.errors import ConvReproError
 from convrepro.runs.storage import write_whole
+from convrepro.runs.summary import numbered
 
 CSV, EVENTS = "metrics.csv", "tensorboard"
 
@@ -27,7 +28,7 @@ class CsvLogger:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows(numbered(history))
         write_whole(self.path, text.getvalue().encode())
 
     def finish(self, final: Mapping[str, Any]) -> None:
@@ -56,7 +57,7 @@ class TensorboardLogger:
 
     def catch_up(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Writes the epochs that this attempt has not written."""
-        for line in history[self.written :]:
+        for line in numbered(history[self.written :]):
             for key, value in line.items():
                 if isinstance(value, int | float) and key != "step":
                     self.writer.add_scalar(key, value, line.get("step", line["epoch"]))

@@ -1,10 +1,10 @@
 """Logs a run to W&B. W&B is a view of the record; a failure of W&B never stops a training.
 
-A run keeps its W&B id over requeues. Each epoch is logged once, in order, on one step axis (`trainer/global_step`). An
-attempt that continues a run asks W&B which epochs it has, leaves those out, and adds those that an earlier attempt
-could not send. An attempt that was killed could not send its last ones, nor could one whose whole job got a SIGTERM,
-because SIGTERM ends W&B's own process at once. No secret is sent: neither in the configuration nor in what W&B's client
-finds out about the machine.
+A run keeps its W&B id over requeues. Each epoch is logged once, in order, on one step axis (`trainer/global_step`);
+epochs count from 1, as in the terminal. An attempt that continues a run asks W&B which epochs it has, leaves those out,
+and adds those that an earlier attempt could not send. An attempt that was killed could not send its last ones, nor
+could one whose whole job got a SIGTERM, because SIGTERM ends W&B's own process at once. No secret is sent: neither in
+the configuration nor in what W&B's client finds out about the machine.
 
 The server has `logger.timeout` seconds when a run starts and again when it ends; see `service` for how that is kept.
 """
@@ -27,9 +27,9 @@ from convrepro.errors import ConvReproError, Interrupted, visible
 from convrepro.runs.environment import commit
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import LAST
-from convrepro.runs.summary import so_far, summary
+from convrepro.runs.summary import numbered, so_far, summary
 from convrepro.tables import Table
-from convrepro.tracking.offline import logged_epochs
+from convrepro.tracking.offline import FIRST, epoch_in, logged_epochs
 from convrepro.tracking.service import GRACE, Unanswered, answering, close
 
 STEP = "trainer/global_step"
@@ -75,8 +75,9 @@ def never_raises(method: Callable[..., Any]) -> Callable[..., Any]:
 class RunLogger:
     """Logs to one open W&B run. Where W&B fails it stops logging, and `broken` holds the error.
 
-    last: the last epoch that W&B has; timeout: seconds that the server has to answer; checkpoint: a file that becomes
-    an artifact when the run is done; shared: whether another user of W&B's background service closes it later.
+    last: the number of the last epoch that W&B has, or 0; timeout: seconds that the server has to answer; checkpoint:
+    a file that becomes an artifact when the run is done; shared: whether another user of W&B's background service
+    closes it later.
     """
 
     def __init__(
@@ -93,16 +94,16 @@ class RunLogger:
     @never_raises
     def catch_up(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Log the epochs of `history` that W&B does not have, and the last and the best values so far."""
-        if not self._begun and self.last > len(history) + 1:
+        if not self._begun and self.last > len(history) + 2:
             warnings.warn(
                 f"W&B has epochs up to {self.last} of this run, from an earlier training of it; they stay as they are, "
                 "and later epochs are added. Use another project (logger.project=NAME) to log the whole run",
                 stacklevel=3,
             )
         self._begun = True
-        new = [line for line in history if line["epoch"] > self.last]
+        new = [line for line in numbered(history) if line["epoch"] > self.last]
         for line in new:
-            values = {"epoch": line["epoch"], STEP: line.get("step"), **{key: line.get(key) for key in LOGGED}}
+            values = {"epoch": line["epoch"], FIRST: 1, STEP: line.get("step")} | {k: line.get(k) for k in LOGGED}
             self.run.log({key: value for key, value in values.items() if value is not None})
             self.last = line["epoch"]
         if new:
@@ -253,12 +254,13 @@ def _opened(
         with answering(cfg["timeout"]):
             run = _start(cfg, folder, about, mode)
             run.define_metric("*", step_metric=STEP, step_sync=False)  # no step is made up where none is known
-            there = logged_epochs(folder) if run.offline else [run.summary.get("epoch", -1)]
+            run.define_metric(FIRST, step_metric=STEP, step_sync=False, hidden=True)
+            there = logged_epochs(folder) if run.offline else [epoch_in(dict(run.summary))]
     except ConvReproError:
         close(exit_code=1, brief=True)
         raise
     checkpoint = folder / LAST if cfg["checkpoints"] else None
-    return RunLogger(run, max(there, default=-1), cfg["timeout"], checkpoint, shared=shared)
+    return RunLogger(run, max(there, default=0), cfg["timeout"], checkpoint, shared=shared)
 
 
 def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode: str) -> wandb.Run:

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,25 @@ from wandb.util import get_core_path
 
 #: The most seconds that reading one file takes.
 PATIENCE = 60
+#: The key that is logged with each epoch to say that the first epoch is 1.
+FIRST = "first_epoch"
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """One attempt at a run: the epochs that it logged, in order, and whether it was closed properly."""
+    """One attempt at a run: the epochs that it logged, in order and from 1, and whether it was closed properly."""
 
     path: Path
     epochs: tuple[int, ...]
     closed: bool
+
+
+def epoch_in(row: Mapping[str, Any]) -> int:
+    """Return the number of the epoch, from 1, in a row that W&B has of a run, or in a summary; 0 where it has none.
+
+    Rows of version 0.1.0 lack `FIRST`; their epochs count from 0.
+    """
+    return int(row["epoch"]) + (FIRST not in row) if "epoch" in row else 0
 
 
 def fragments(folder: Path) -> list[Fragment]:
@@ -37,7 +47,7 @@ def _read(path: Path) -> Fragment:
     records = list(_records(path))
     rows = [record["history"]["item"] for record in records if record.get("type") == "history"]
     closed = any(record.get("type") == "exit" for record in records)
-    return Fragment(path.parent, tuple(int(row["epoch"]) for row in rows if "epoch" in row), closed)
+    return Fragment(path.parent, tuple(epoch_in(row) for row in rows if "epoch" in row), closed)
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
