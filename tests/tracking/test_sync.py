@@ -1,5 +1,6 @@
 """`convrepro sync`: what was recorded offline, or not taken in time, arrives once and in order."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -108,6 +109,22 @@ def test_what_an_online_attempt_made_up_for_is_not_sent_again(server, folder, tm
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
+def test_of_attempts_that_log_steps_too_each_arrives_once_and_in_order(server, folder, tmp_path, mode):
+    client(mode)
+    attempt(folder, 0, PREEMPTED, steps=5)
+    attempt(folder, 1, PREEMPTED, steps=15)
+    attempt(folder, 1, PREEMPTED, steps=10)
+    attempt(folder, 3, steps=30)
+    outcome = send(tmp_path)
+    assert outcome.counts == ("0 sent, 1 skipped, 0 failed" if mode == "online" else "1 sent, 0 skipped, 0 failed")
+    run = server.run(IDENTITY.run_id)
+    assert run.series("trainer/global_step") == [5, 10, 10, 15, 20, 20, 25, 30, 30]
+    assert run.series("step/loss") == [1 / step for step in range(5, 31, 5)]
+    assert run.series("epoch") == [1, 2, 3]
+    assert send(tmp_path).counts == "0 sent, 1 skipped, 0 failed"
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_run_of_version_0_1_0_goes_on_with_each_epoch_once(server, folder, tmp_path, mode):
     client(mode)
     logger = attempt(folder, 0, kill=True)
@@ -198,17 +215,18 @@ def test_a_run_that_is_being_trained_is_left_alone_and_one_bad_file_does_not_sto
     ("attempts", "there", "expected"),
     [
         ([(1, 2), (3, 4)], There(), ([0, 1], False)),
-        ([(1, 2), (3, 4)], There("failed", 2), ([1], False)),
-        ([(1, 2), (3, 4)], There("failed", 3), ([], True)),
+        ([(1, 2), (3, 4)], There("failed", step=2), ([1], False)),
+        ([(1, 2), (3, 4)], There("failed", step=3), ([], True)),
         ([(1, 2), (1, 2, 3)], There(), ([0], True)),
-        ([(1, 2), (3, 4)], There("finished", 4), ([], False)),
+        ([(1, 2), (3, 4)], There("finished", step=4), ([], False)),
+        ([(1, 2), (3, 4)], There("finished", 1, step=math.inf), ([], False)),
         ([(), (1,), ()], There(), ([1], False)),
         ([(), ()], There(), ([1], False)),
         ([(), ()], There("failed"), ([], False)),
     ],
 )
 def test_only_attempts_that_the_server_has_nothing_of_are_sent_whole(attempts, there, expected):
-    found = [Fragment(Path(str(number)), lines, True) for number, lines in enumerate(attempts)]
+    found = [Fragment(Path(str(number)), (), True, steps) for number, steps in enumerate(attempts)]
     new, rest = missing(found, there)
     assert ([int(str(fragment.path)) for fragment in new], rest) == expected
 
@@ -243,14 +261,14 @@ def written(checkpoint: Path) -> int:
 
 def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, tmp_path):
     """Nothing that was sent changes, nothing is sent twice, and an attempt that is killed leaves no hole."""
-    words = ["recipe.epochs=4", "recipe.batch_size=16", "budget.train_examples=1000"]
+    words = ["recipe.epochs=4", "recipe.batch_size=16", "budget.train_examples=1000", "logger.every_n_steps=21"]
     who = identity([*SHIFT, *words])
     folder = who.folder(tmp_path)
     checkpoint = folder / "last.ckpt"
     end(start(words, tmp_path), checkpoint.exists, signal.SIGUSR1)
     run = server.run(who.run_id)
     assert (run.state, run.exit_code, run.was_preempting) == ("preempted", 128 + signal.SIGUSR1, True)
-    assert run.series("epoch") == list(range(1, len(run.history()) + 1)) != []
+    assert run.series("epoch") == list(range(1, len(run.series("epoch")) + 1)) != []
     assert run.summary["best/top1"] == max(run.series("val/top1"))
 
     before, saved = run.history(), written(checkpoint)
@@ -261,7 +279,9 @@ def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, tmp_p
     assert (run.state, run.exit_code, run.resumes) == ("finished", 0, 2)
     assert run.history()[: len(before)] == before
     assert run.series("epoch") == [1, 2, 3, 4]
-    assert run.series("trainer/global_step") == [63, 126, 189, 252]
+    steps = {key: [row["trainer/global_step"] for row in run.history() if key in row] for key in ("epoch", "step/loss")}
+    assert steps == {"epoch": [63, 126, 189, 252], "step/loss": list(range(21, 253, 21))}
+    assert run.series("trainer/global_step") == sorted([*steps["epoch"], *steps["step/loss"]])
     assert run.series("val/top1") == [line["val/top1"] for line in finished["history"]]
     assert run.summary["best/top1"] == max(run.series("val/top1"))
 

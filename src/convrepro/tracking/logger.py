@@ -1,10 +1,10 @@
 """Logs a run to W&B. W&B is a view of the record; a failure of W&B never stops a training.
 
-A run keeps its W&B id over requeues. Each epoch is logged once, in order, on one step axis (`trainer/global_step`);
-epochs count from 1, as in the terminal. An attempt that continues a run asks W&B which epochs it has, leaves those out,
-and adds those that an earlier attempt could not send. An attempt that was killed could not send its last ones, nor
-could one whose whole job got a SIGTERM, because SIGTERM ends W&B's own process at once. No secret is sent: neither in
-the configuration nor in what W&B's client finds out about the machine.
+A run keeps its W&B id over requeues. Each epoch is logged once, in order, on one step axis (`trainer/global_step`),
+and so is every n-th step where asked for; epochs count from 1, as in the terminal. An attempt that continues a run asks
+W&B which it has, leaves those out, and adds those that an earlier attempt could not send. An attempt that was killed
+could not send its last ones, nor could one whose whole job got a SIGTERM, because SIGTERM ends W&B's own process at
+once. No secret is sent: neither in the configuration nor in what W&B's client finds out about the machine.
 
 The server has `logger.timeout` seconds when a run starts and again when it ends; see `service` for how that is kept.
 """
@@ -29,10 +29,10 @@ from convrepro.runs.identity import Identity
 from convrepro.runs.result import LAST
 from convrepro.runs.summary import numbered, so_far, summary
 from convrepro.tables import Table
-from convrepro.tracking.offline import FIRST, epoch_in, logged_epochs
+from convrepro.tracking.files import LOGGED_STEP
+from convrepro.tracking.offline import FIRST, STEP, epoch_in, logged, step_in
 from convrepro.tracking.service import GRACE, Unanswered, answering, close
 
-STEP = "trainer/global_step"
 #: The values that are logged for each epoch, beside the epoch and the step.
 LOGGED = ("train/loss", "val/loss", "val/top1", "val/top5", "lr")
 #: Characters of the reason why a run failed, in its summary.
@@ -75,16 +75,23 @@ def never_raises(method: Callable[..., Any]) -> Callable[..., Any]:
 class RunLogger:
     """Logs to one open W&B run. Where W&B fails it stops logging, and `broken` holds the error.
 
-    last: the number of the last epoch that W&B has, or 0; timeout: seconds that the server has to answer; checkpoint:
-    a file that becomes an artifact when the run is done; shared: whether another user of W&B's background service
-    closes it later.
+    there: the last epoch and the last step that W&B has, or 0; timeout: seconds that the server has to answer;
+    checkpoint: a file that becomes an artifact when the run is done; shared: whether another user of W&B's background
+    service closes it later.
     """
 
     def __init__(
-        self, run: wandb.Run, last: int, timeout: float, checkpoint: Path | None = None, *, shared: bool = False
+        self,
+        run: wandb.Run,
+        there: tuple[int, float],
+        timeout: float,
+        checkpoint: Path | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self.run = run
-        self.last = last
+        self.last, self.last_step = there
+        self._taken = 0
         self.timeout = timeout
         self.checkpoint = checkpoint
         self.shared = shared
@@ -92,8 +99,8 @@ class RunLogger:
         self._begun = False
 
     @never_raises
-    def catch_up(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Log the epochs of `history` that W&B does not have, and the last and the best values so far."""
+    def catch_up(self, history: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Log the epochs and the steps that W&B does not have, in order, and the last and the best values so far."""
         if not self._begun and self.last > len(history) + 2:
             warnings.warn(
                 f"W&B has epochs up to {self.last} of this run, from an earlier training of it; they stay as they are, "
@@ -102,10 +109,16 @@ class RunLogger:
             )
         self._begun = True
         new = [line for line in numbered(history) if line["epoch"] > self.last]
-        for line in new:
-            values = {"epoch": line["epoch"], FIRST: 1, STEP: line.get("step")} | {k: line.get(k) for k in LOGGED}
+        fresh = [row for row in steps[self._taken :] if row["step"] > self.last_step]
+        self._taken = len(steps)
+        for line in sorted([*fresh, *new], key=lambda line: line.get("step") or 0):
+            if "epoch" in line:
+                values = {"epoch": line["epoch"], FIRST: 1} | {key: line.get(key) for key in LOGGED}
+                self.last = line["epoch"]
+            else:
+                values = {f"step/{key}": line[key] for key in LOGGED_STEP}
+            values[STEP] = line.get("step")
             self.run.log({key: value for key, value in values.items() if value is not None})
-            self.last = line["epoch"]
         if new:
             self.run.summary.update(so_far(history))
 
@@ -255,12 +268,13 @@ def _opened(
             run = _start(cfg, folder, about, mode)
             run.define_metric("*", step_metric=STEP, step_sync=False)  # no step is made up where none is known
             run.define_metric(FIRST, step_metric=STEP, step_sync=False, hidden=True)
-            there = logged_epochs(folder) if run.offline else [epoch_in(dict(run.summary))]
+            known = dict(run.summary)
+            there = logged(folder) if run.offline else (epoch_in(known), step_in(known))
     except ConvReproError:
         close(exit_code=1, brief=True)
         raise
     checkpoint = folder / LAST if cfg["checkpoints"] else None
-    return RunLogger(run, max(there, default=0), cfg["timeout"], checkpoint, shared=shared)
+    return RunLogger(run, there, cfg["timeout"], checkpoint, shared=shared)
 
 
 def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode: str) -> wandb.Run:

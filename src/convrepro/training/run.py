@@ -46,8 +46,9 @@ from convrepro.training.averaging import AveragedWeights
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
 from convrepro.training.identity import budget_label, identity_of, protocol_of
+from convrepro.training.log import RunLog
 from convrepro.training.module import Classifier
-from convrepro.training.progress import EpochLog, Progress, bar
+from convrepro.training.progress import Progress, bar
 from convrepro.training.rehearsal import rehearse, rehearse_batch
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
@@ -221,7 +222,7 @@ def assemble(
         "logger": False,
         "callbacks": [
             *([AveragedWeights(cfg.recipe.ema)] if cfg.train and cfg.recipe.ema else []),
-            *([EpochLog(logger.catch_up)] if logger else []),
+            RunLog(logger.catch_up if logger else None, cfg.logger.every_n_steps),
             Checkpoints(folder, cfg.trainer.checkpoint_steps, files),
             progress,
             *bar(),
