@@ -9,7 +9,8 @@ import pytest
 import wandb
 
 from convrepro.config.compose import compose_config
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, Interrupted
+from convrepro.runs import interruption
 from convrepro.runs.result import read_result
 from convrepro.runs.summary import summary
 from convrepro.tables import load_table
@@ -17,7 +18,7 @@ from convrepro.tracking.logger import LOGGED, offline_without_key, without_secre
 from convrepro.tracking.offline import FIRST, fragments
 from convrepro.tracking.sync import sync
 from support.variants import identity
-from support.wandb_runs import IDENTITY, PATIENT, ROW, SHIFT, TABLE, attempt, client, composed, served, train
+from support.wandb_runs import IDENTITY, PATIENT, ROW, SECRETS, SHIFT, TABLE, attempt, client, composed, served, train
 from support.wandb_server import RunRecord, WandbServer
 
 TROUBLE = {"down": WandbServer.down, "slow": lambda server: server.slow(60), "500": WandbServer.breaks}
@@ -98,12 +99,50 @@ def test_checkpoints_are_artifacts_when_asked_and_evaluations_are_told_apart(ser
     assert (run.history(), run.state) == ([], "finished")
 
 
+def log(run: RunRecord) -> list[str]:
+    """The run's log, without the times that W&B's client puts in front."""
+    return [run.lines["output.log"][number].partition(" ")[2] for number in sorted(run.lines["output.log"])]
+
+
+def test_what_a_run_says_is_its_log_also_if_it_is_recorded_offline_and_interrupted(server, tmp_path, monkeypatch):
+    said: list[str] = []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        if "epoch 2/" in line:
+            monkeypatch.setattr(interruption, "_request", "stop")
+
+    client("offline")
+    with pytest.raises(Interrupted) as stopped:
+        train([], tmp_path, stop)
+    monkeypatch.setattr(interruption, "_request", None)
+    said.append(str(stopped.value))
+    print("of the process, not of the run")
+    train([], tmp_path, said.append)
+    assert [line.split()[1] for line in said if line.startswith("  epoch")] == ["1/3", "2/3", "3/3"]
+    client("online")
+    sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print)
+    assert log(server.run(IDENTITY.run_id)) == said
+
+
+def test_the_log_of_a_run_that_failed_ends_with_its_traceback_and_holds_no_secret(server, tmp_path):
+    try:
+        raise ValueError(f"a node was lost\n{SECRETS['SLURM_JWT']}")
+    except ValueError as error:
+        attempt(tmp_path, 1, error)
+    run = server.run(IDENTITY.run_id)
+    assert log(run)[0].startswith("Traceback")
+    assert log(run)[-1] == "ValueError: a node was lost"
+    assert run.summary["error"] == "ValueError: a node was lost"
+
+
 def test_a_run_that_fails_is_failed_there_too(server, tmp_path):
     with pytest.raises(ConvReproError, match="diverged"):
         train(["recipe.optimizer.lr=1000"], tmp_path, row=ROW)
     run = server.run(identity([*ROW, "recipe.optimizer.lr=1000"]).run_id)
     assert (run.state, run.exit_code) == ("failed", 1)
     assert "diverged" in run.summary["error"]
+    assert "training diverged" in log(run)[-1]
     assert run.summary["static/macs"] == 668672
     assert run.summary["published/top1"] == 97.03
 

@@ -20,6 +20,9 @@ class Logger(Protocol):
         Of an epoch `history` has what `Classifier` measures, of a step `steps` has `step` and what `LOGGED_STEP` names.
         """
 
+    def say(self, lines: str) -> None:
+        """Adds to the run's log what is said of it in the terminal."""
+
     def finish(self, final: Mapping[str, Any]) -> None:
         """Logs the final values of the run, and closes the logger."""
 

@@ -35,6 +35,9 @@ class CsvLogger:
                 file.write(_lines(steps[before:], header=not before))
         self.written = len(history), len(steps)
 
+    def say(self, lines: str) -> None:
+        """There is no log: the terminal has the lines."""
+
     def finish(self, final: Mapping[str, Any]) -> None:
         """There is nothing to add: `result.json` holds the final values."""
 
@@ -81,6 +84,9 @@ class TensorboardLogger:
         self.written = len(history), len(steps)
         if len(history) != epochs:
             self.writer.flush()
+
+    def say(self, lines: str) -> None:
+        """There is no log: the terminal has the lines."""
 
     def finish(self, final: Mapping[str, Any]) -> None:
         """Writes the final values that are numbers, and closes the file."""

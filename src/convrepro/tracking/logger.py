@@ -12,6 +12,7 @@ The server has `logger.timeout` seconds when a run starts and again when it ends
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from typing import Any, Literal, cast
 import wandb
 
 from convrepro.config.plan import conv_name
-from convrepro.config.secrets import is_secret, secret_in
+from convrepro.config.secrets import confidential_variables, is_secret, secret_in
 from convrepro.errors import ConvReproError, Interrupted, visible
 from convrepro.runs.environment import commit
 from convrepro.runs.identity import Identity
@@ -97,6 +98,7 @@ class RunLogger:
         self.shared = shared
         self.broken: Exception | None = None
         self._begun = False
+        self._confidential = confidential_variables()  # now: `answering` hides them from all that it guards
 
     @never_raises
     def catch_up(self, history: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -123,6 +125,11 @@ class RunLogger:
             self.run.summary.update(so_far(history))
 
     @never_raises
+    def say(self, lines: str) -> None:
+        """Write lines to the run's log in W&B; those that hold a secret are left out."""
+        self.run.write_logs(self._harmless(lines))
+
+    @never_raises
     def finish(self, final: Mapping[str, Any]) -> None:
         """Write the final summary and close the run; what was recorded offline is complete on the disk afterwards."""
         self.run.summary.update(dict(final))
@@ -136,18 +143,25 @@ class RunLogger:
 
     @never_raises
     def fail(self, error: BaseException) -> None:
-        """Close the run as failed, with the reason as `error` in its summary.
+        """Close the run as failed, with the reason as `error` in its summary and, with its traceback, in its log.
 
         Where `error` is an interruption, the run goes on later: it is closed as preempted. W&B takes a run for
         preempted if the run was marked so and then exits with another code than 0.
         """
         code = 1
+        trace = [str(error)] if isinstance(error, ConvReproError) else traceback.format_exception(error)
+        self.run.write_logs(self._harmless("".join(trace)))
         if not isinstance(error, Interrupted):
-            self.run.summary["error"] = visible(f"{type(error).__name__}: {error}"[:LONGEST])
+            kind = type(error).__name__
+            self.run.summary["error"] = self._harmless(f"{kind}: {error}")[:LONGEST] or kind
         else:
             self.run.mark_preempting()
             code = 128 + (signal.SIGUSR1 if error.requeue else signal.SIGTERM)
         self._end(code)
+
+    def _harmless(self, text: str) -> str:
+        """Return the lines of `text` that hold no secret, with their control characters escaped."""
+        return "\n".join(visible(line) for line in text.splitlines() if not secret_in(line, self._confidential))
 
     def _end(self, exit_code: int) -> None:
         self.run.finish(exit_code=exit_code)
@@ -282,7 +296,7 @@ def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode:
     settings = wandb.Settings(
         reinit="create_new",  # and never the run that another part of the process left open
         silent=True,  # else it also asks the server for the name of the user, however long that takes
-        console="off",
+        console="off",  # what else the process prints is not the run's: its own lines are given to `say`
         disable_git=True,  # it sends the address of the repository and a patch; the commit is in the configuration
         disable_code=True,
         x_disable_meta=any(is_secret(word) for word in sys.argv[1:]),  # it holds the command line
