@@ -62,6 +62,7 @@ def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
 
     tree = compose_config([*SHIFT, *words, f"runs={tmp_path / 'runs'}"]).model_dump()
     scalars = {"conv_name": "shift", "data_name": "fashion-sample", "budget_name": "paper", "commit": commit}
+    scalars["epochs"] = 3
     assert run.values == full({**tree, **scalars, "dirty": result["environment"]["dirty"]})
     assert {key: run.values[key] for key in ("table", "row", "seed")} == {
         "table": TABLE,
@@ -97,6 +98,15 @@ def test_checkpoints_are_artifacts_when_asked_and_evaluations_are_told_apart(ser
     (run,) = (run for run in server.runs.values() if run.job_type == "eval")
     assert run.summary["last/top1"] == result["metrics"]["last"]["top1"]
     assert (run.history(), run.state) == ([], "finished")
+
+
+def test_the_configuration_has_the_epochs_that_a_run_really_trains(server, tmp_path):
+    result = train(["budget.epochs=1"], tmp_path)
+    assert server.run(identity([*SHIFT, "budget.epochs=1"]).run_id).values["epochs"] == len(result["history"]) == 1
+    assert result["config"]["recipe"]["epochs"] == 3
+    (evaluated,) = (train([f"weights={c}", "train=false"], tmp_path) for c in tmp_path.rglob("last.ckpt"))
+    (run,) = (run for run in server.runs.values() if run.job_type == "eval")
+    assert (run.values["epochs"], evaluated["history"]) == (0, [])
 
 
 def log(run: RunRecord) -> list[str]:

@@ -225,11 +225,14 @@ def described(
     """Describe the run by arguments of `wandb.init`: the group is the table, the job type is `train` or `eval`.
 
     The configuration is the resolved tree without secrets, and scalars to group and filter by: `conv_name`,
-    `data_name`, `budget_name`, `table`, `row`, `seed`, `commit` and `dirty`.
+    `data_name`, `budget_name`, `table`, `row`, `seed`, `commit`, `dirty`, and `epochs`, those that the run trains
+    (`recipe.epochs` are the recipe's, which the budget may shorten).
     """
+    trained = (config["budget"]["epochs"] or config["recipe"]["epochs"]) if config["train"] else 0
     scalars = {f"{group}_name": config[group]["name"] for group in ("data", "budget")}
     scalars = {"conv_name": conv_name(config["conv"]), **scalars}
     scalars |= {"table": identity.table, "row": identity.row, "seed": identity.seed, "commit": revision, "dirty": dirty}
+    scalars["epochs"] = trained
     tags = [config["model"], *(scalars[f"{group}_name"] for group in ("conv", "data", "budget"))]
     return {
         "name": identity.name,
