@@ -151,6 +151,7 @@ KINDS = {
     "logger.mode": never,
     "logger.timeout": lambda v: number(0, 3600)(v) and v != 0,
     "logger.checkpoints": flag,
+    "logger.every_n_steps": nullable(whole(1)),
     "bogus": never,
     "trainer.gradient_clip": never,
     "recipe.optimiser.lr": never,

@@ -275,7 +275,7 @@ def test_a_new_project_gets_the_runs_as_they_were_when_they_were_trained(lab):
         for identity in RUNS:
             assert told(server, identity) == told(lab.server, identity)
             rows = server.run(identity.run_id).history()
-            assert [row["epoch"] for row in rows] == [0, 1]
+            assert [row["epoch"] for row in rows] == [1, 2]
             steps = [row["trainer/global_step"] for row in rows]
             assert steps == sorted(set(steps))
         assert len(server.views) == 1
@@ -322,7 +322,7 @@ def test_evidence_stands_in_for_runs_whose_folders_are_gone(lab, tmp_path):
             for key, value in theirs["summary"].items():
                 if key.split("/")[0] in ("last", "best", "static", "ours", "published", "delta", "verdict"):
                     assert ours["summary"][key] == value, key
-            assert [row["epoch"] for row in ours["history"]] == [0, 1]
+            assert [row["epoch"] for row in ours["history"]] == [1, 2]
             assert not any("trainer/global_step" in row for row in ours["history"]), "evidence does not know the steps"
             curve = [row["val/top1"] for row in theirs["history"]]
             assert [row["val/top1"] for row in ours["history"]] == [round(value, 2) for value in curve]

@@ -71,5 +71,5 @@ def test_costs_are_told_with_their_convention():
     assert found["multiplications_left"] == 0.5
     assert {f"static/{name}" for name in STATIC} <= found.keys()
     assert found["static/convention"].startswith("macs: conv_fc, params: params")
-    assert (found["images_per_second"], found["best/epoch"], found["last/epoch"]) == (9.5, 3, 5)
+    assert (found["images_per_second"], found["best/epoch"], found["last/epoch"]) == (9.5, 4, 6)
     assert rules_of(TABLE) == ("hetconv_scaled_bias", "params_no_norm")

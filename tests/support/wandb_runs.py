@@ -94,12 +94,17 @@ def result(epochs: int, **changed: Any) -> dict[str, Any]:
     return found | {"history": lines, "metrics": metrics, "time": {"images_per_second": 7.0}} | changed
 
 
-def attempt(folder: Path, epochs: int, error: BaseException | None = None, *, kill: bool = False) -> RunLogger | None:
-    """One attempt at a run that logs up to so many epochs; it ends well, by `error`, or never (`kill`)."""
+def attempt(
+    folder: Path, epochs: int, error: BaseException | None = None, *, steps: int = 0, kill: bool = False
+) -> RunLogger | None:
+    """One attempt at a run that logs up to so many epochs, and steps of which an epoch has ten; it ends well, by
+    `error`, or never (`kill`).
+    """
     logger = build_logger(composed()["logger"], IDENTITY, folder, composed(), STATIC, load_table(TABLE))
     if logger is None:
         return None
-    logger.catch_up(history(epochs))
+    rows = [{"step": step, "loss": 1 / step, "images_per_second": 7.0} for step in range(5, steps + 1, 5)]
+    logger.catch_up(history(epochs), rows)
     if error:
         logger.fail(error)
     elif not kill:

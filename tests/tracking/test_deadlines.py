@@ -122,7 +122,7 @@ def test_verbs_that_train_record_offline_and_end_in_time(tmp_path):
     assert len(found) == len(verbs)
     for path in found:
         assert read_result(path.parent)["status"] == "done"
-        assert ((0,), True) in [(one.epochs, one.closed) for one in fragments(path.parent)]
+        assert ((1,), True) in [(one.epochs, one.closed) for one in fragments(path.parent)]
 
 
 LAB = """\
@@ -165,7 +165,7 @@ def test_a_service_that_is_busy_in_the_middle_of_a_training_loses_no_result(serv
         client("online")
         outcome = sync(TABLE, tmp_path, PATIENTLY, print)
         assert outcome.counts == "1 sent, 0 skipped, 0 failed"
-        assert server.run(IDENTITY.run_id).series("epoch") == [0, 1, 2]
+        assert server.run(IDENTITY.run_id).series("epoch") == [1, 2, 3]
 
 
 def test_the_interpreter_exits_although_the_service_is_busy():
@@ -230,7 +230,7 @@ def test_a_server_that_falls_silent_ends_a_sync_and_the_next_one_sends_everythin
     outcome = sync(TABLE, tmp_path, PATIENTLY, print)
     assert not outcome.failed
     for run in runs:
-        assert server.run(run.run_id).series("epoch") == [0, 1, 2]
+        assert server.run(run.run_id).series("epoch") == [1, 2, 3]
 
 
 def test_a_service_is_killed_only_where_it_does_not_end_in_time(server, monkeypatch):

@@ -9,15 +9,16 @@ import pytest
 import wandb
 
 from convrepro.config.compose import compose_config
-from convrepro.errors import ConvReproError
+from convrepro.errors import ConvReproError, Interrupted
+from convrepro.runs import interruption
 from convrepro.runs.result import read_result
 from convrepro.runs.summary import summary
 from convrepro.tables import load_table
 from convrepro.tracking.logger import LOGGED, offline_without_key, without_secrets
-from convrepro.tracking.offline import fragments
+from convrepro.tracking.offline import FIRST, fragments
 from convrepro.tracking.sync import sync
 from support.variants import identity
-from support.wandb_runs import IDENTITY, PATIENT, ROW, SHIFT, TABLE, attempt, client, composed, served, train
+from support.wandb_runs import IDENTITY, PATIENT, ROW, SECRETS, SHIFT, TABLE, attempt, client, composed, served, train
 from support.wandb_server import RunRecord, WandbServer
 
 TROUBLE = {"down": WandbServer.down, "slow": lambda server: server.slow(60), "500": WandbServer.breaks}
@@ -43,8 +44,10 @@ def rows(run: RunRecord) -> list[dict]:
 
 def told(result: dict) -> list[dict]:
     """The history that W&B should have of a result."""
-    lines = result["history"]
-    return [{"epoch": x["epoch"], "trainer/global_step": x["step"], **{key: x[key] for key in LOGGED}} for x in lines]
+    lines = enumerate(result["history"], 1)
+    return [
+        {"epoch": n, FIRST: 1, "trainer/global_step": x["step"], **{key: x[key] for key in LOGGED}} for n, x in lines
+    ]
 
 
 def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
@@ -59,6 +62,7 @@ def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
 
     tree = compose_config([*SHIFT, *words, f"runs={tmp_path / 'runs'}"]).model_dump()
     scalars = {"conv_name": "shift", "data_name": "fashion-sample", "budget_name": "paper", "commit": commit}
+    scalars["epochs"] = 3
     assert run.values == full({**tree, **scalars, "dirty": result["environment"]["dirty"]})
     assert {key: run.values[key] for key in ("table", "row", "seed")} == {
         "table": TABLE,
@@ -73,7 +77,7 @@ def test_everything_of_a_run_arrives_once_and_in_order(server, tmp_path):
 
     final = summary(result, load_table(TABLE))
     assert {key: run.summary[key] for key in final} == final
-    assert set(run.summary) - set(final) == {*LOGGED, "epoch", "trainer/global_step", *CLOCKS, "_wandb"}
+    assert set(run.summary) - set(final) == {*LOGGED, "epoch", FIRST, "trainer/global_step", *CLOCKS, "_wandb"}
     assert final.keys() >= {"last/top1", "best/top1", "best/epoch", "static/convention", "published/top1"}
     assert final["multiplications_left"] == 0
     assert final["images_per_second"] > 0
@@ -96,12 +100,59 @@ def test_checkpoints_are_artifacts_when_asked_and_evaluations_are_told_apart(ser
     assert (run.history(), run.state) == ([], "finished")
 
 
+def test_the_configuration_has_the_epochs_that_a_run_really_trains(server, tmp_path):
+    result = train(["budget.epochs=1"], tmp_path)
+    assert server.run(identity([*SHIFT, "budget.epochs=1"]).run_id).values["epochs"] == len(result["history"]) == 1
+    assert result["config"]["recipe"]["epochs"] == 3
+    (evaluated,) = (train([f"weights={c}", "train=false"], tmp_path) for c in tmp_path.rglob("last.ckpt"))
+    (run,) = (run for run in server.runs.values() if run.job_type == "eval")
+    assert (run.values["epochs"], evaluated["history"]) == (0, [])
+
+
+def log(run: RunRecord) -> list[str]:
+    """The run's log, without the times that W&B's client puts in front."""
+    return [run.lines["output.log"][number].partition(" ")[2] for number in sorted(run.lines["output.log"])]
+
+
+def test_what_a_run_says_is_its_log_also_if_it_is_recorded_offline_and_interrupted(server, tmp_path, monkeypatch):
+    said: list[str] = []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        if "epoch 2/" in line:
+            monkeypatch.setattr(interruption, "_request", "stop")
+
+    client("offline")
+    with pytest.raises(Interrupted) as stopped:
+        train([], tmp_path, stop)
+    monkeypatch.setattr(interruption, "_request", None)
+    said.append(str(stopped.value))
+    print("of the process, not of the run")
+    train([], tmp_path, said.append)
+    assert [line.split()[1] for line in said if line.startswith("  epoch")] == ["1/3", "2/3", "3/3"]
+    client("online")
+    sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print)
+    assert log(server.run(IDENTITY.run_id)) == said
+
+
+def test_the_log_of_a_run_that_failed_ends_with_its_traceback_and_holds_no_secret(server, tmp_path):
+    try:
+        raise ValueError(f"a node was lost\n{SECRETS['SLURM_JWT']}")
+    except ValueError as error:
+        attempt(tmp_path, 1, error)
+    run = server.run(IDENTITY.run_id)
+    assert log(run)[0].startswith("Traceback")
+    assert log(run)[-1] == "ValueError: a node was lost"
+    assert run.summary["error"] == "ValueError: a node was lost"
+
+
 def test_a_run_that_fails_is_failed_there_too(server, tmp_path):
     with pytest.raises(ConvReproError, match="diverged"):
         train(["recipe.optimizer.lr=1000"], tmp_path, row=ROW)
     run = server.run(identity([*ROW, "recipe.optimizer.lr=1000"]).run_id)
     assert (run.state, run.exit_code) == ("failed", 1)
     assert "diverged" in run.summary["error"]
+    assert "training diverged" in log(run)[-1]
     assert run.summary["static/macs"] == 668672
     assert run.summary["published/top1"] == 97.03
 
@@ -140,21 +191,21 @@ def test_a_run_that_starts_without_its_server_is_recorded_offline(server, tmp_pa
     with pytest.warns(UserWarning, match=r"recorded offline.*convrepro sync"):
         attempt(folder, 3)
     assert time.monotonic() - began < 60, "30 s to ask who the key belongs to and 2 to open the run were too many"
-    assert [fragment.epochs for fragment in fragments(folder)] == [(), (0, 1, 2)]
+    assert [fragment.epochs for fragment in fragments(folder)] == [(), (1, 2, 3)]
     server.recovers()
     client("online")
     assert (
         sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print).counts
         == "1 sent, 0 skipped, 0 failed"
     )
-    assert server.run(IDENTITY.run_id).series("epoch") == [0, 1, 2]
+    assert server.run(IDENTITY.run_id).series("epoch") == [1, 2, 3]
 
 
 def test_a_training_anew_of_what_is_there_is_warned_of(server, tmp_path):
     attempt(tmp_path / "first", 4)
-    with pytest.warns(UserWarning, match="epochs up to 3 .* from an earlier training"):
+    with pytest.warns(UserWarning, match="epochs up to 4 .* from an earlier training"):
         attempt(tmp_path / "second", 1)
-    assert server.run(IDENTITY.run_id).series("epoch") == [0, 1, 2, 3]
+    assert server.run(IDENTITY.run_id).series("epoch") == [1, 2, 3, 4]
 
 
 @pytest.fixture
@@ -168,7 +219,7 @@ def test_without_a_server_a_run_is_recorded_offline(offline, tmp_path):
     attempt(tmp_path, 2)
     (fragment,) = fragments(tmp_path)
     assert fragment.path.name.startswith("offline-run-")
-    assert (fragment.epochs, fragment.closed) == ((0, 1), True)
+    assert (fragment.epochs, fragment.closed) == ((1, 2), True)
 
 
 def test_the_mode_is_offline_without_a_key(monkeypatch, tmp_path):
@@ -201,7 +252,7 @@ def test_a_client_that_fails_in_the_middle_loses_no_run_and_not_the_next_one(off
     assert len(result["history"]) == 3
     train(["seed=1"], tmp_path)
     (fragment,) = fragments(next(tmp_path.rglob("paper-seed1")))
-    assert fragment.epochs == (0, 1, 2), "the next run is not recorded as itself"
+    assert fragment.epochs == (1, 2, 3), "the next run is not recorded as itself"
 
 
 def test_a_mode_that_wandb_refuses_does_not_stop_a_run(offline, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`convrepro sync`: what was recorded offline, or not taken in time, arrives once and in order."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def epochs(run: RunRecord) -> list[int]:
     """The epochs that arrived, after a look at the steps: they only rise."""
     steps = run.series("trainer/global_step")
     assert steps == sorted(set(steps))
-    assert steps == [10 * epoch + 10 for epoch in run.series("epoch")]
+    assert steps == [10 * epoch for epoch in run.series("epoch")]
     assert [row["_step"] for row in run.history()] == list(range(len(steps)))
     return run.series("epoch")
 
@@ -72,17 +73,17 @@ def test_attempts_at_a_requeued_run_merge_in_order_and_are_not_sent_twice(server
     attempt(folder, 3, ValueError("it failed in between"))
     attempt(folder, 3, PREEMPTED)
     attempt(folder, 5)
-    assert [fragment.epochs for fragment in fragments(folder)] == [(0, 1), (2,), (), (3, 4)]
+    assert [fragment.epochs for fragment in fragments(folder)] == [(1, 2), (3,), (), (4, 5)]
     assert send(tmp_path).sent == {NAME: "sent 3 attempts"}
     run = server.run(IDENTITY.run_id)
-    assert epochs(run) == [0, 1, 2, 3, 4]
+    assert epochs(run) == [1, 2, 3, 4, 5]
     assert (run.name, run.group, run.job_type, run.state) == (IDENTITY.name, TABLE, "train", "finished")
-    assert (run.summary["best/top1"], run.summary["best/epoch"], run.summary["last/top1"]) == (90.0, 1, 64.0)
+    assert (run.summary["best/top1"], run.summary["best/epoch"], run.summary["last/top1"]) == (90.0, 2, 64.0)
     assert (run.values["conv_name"], run.values["row"], "shift" in run.tags) == ("shift", IDENTITY.row, True)
     assert send(tmp_path).skipped == {NAME: "is there, as far as it went"}
     write_json(folder / FILE, result(5))
     assert send(tmp_path).skipped == {NAME: "is there"}
-    assert epochs(run) == [0, 1, 2, 3, 4]
+    assert epochs(run) == [1, 2, 3, 4, 5]
 
 
 def test_each_of_several_runs_is_sent_by_its_attempt_alone(server, tmp_path):
@@ -99,30 +100,65 @@ def test_what_an_online_attempt_made_up_for_is_not_sent_again(server, folder, tm
     attempt(folder, 2, PREEMPTED)
     client("online")
     attempt(folder, 4, PREEMPTED)
-    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3]
+    assert epochs(server.run(IDENTITY.run_id)) == [1, 2, 3, 4]
     assert send(tmp_path).counts == "0 sent, 1 skipped, 0 failed"
     client("offline")
     attempt(folder, 6)
     assert send(tmp_path).sent == {NAME: "sent 1 attempt"}
-    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4, 5]
+    assert epochs(server.run(IDENTITY.run_id)) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_of_attempts_that_log_steps_too_each_arrives_once_and_in_order(server, folder, tmp_path, mode):
+    client(mode)
+    attempt(folder, 0, PREEMPTED, steps=5)
+    attempt(folder, 1, PREEMPTED, steps=15)
+    attempt(folder, 1, PREEMPTED, steps=10)
+    attempt(folder, 3, steps=30)
+    outcome = send(tmp_path)
+    assert outcome.counts == ("0 sent, 1 skipped, 0 failed" if mode == "online" else "1 sent, 0 skipped, 0 failed")
+    run = server.run(IDENTITY.run_id)
+    assert run.series("trainer/global_step") == [5, 10, 10, 15, 20, 20, 25, 30, 30]
+    assert run.series("step/loss") == [1 / step for step in range(5, 31, 5)]
+    assert run.series("epoch") == [1, 2, 3]
+    assert send(tmp_path).counts == "0 sent, 1 skipped, 0 failed"
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_run_of_version_0_1_0_goes_on_with_each_epoch_once(server, folder, tmp_path, mode):
+    client(mode)
+    logger = attempt(folder, 0, kill=True)
+    for line in history(2):
+        logger.run.log({"epoch": line["epoch"], "trainer/global_step": line["step"]})
+    logger.fail(PREEMPTED)
+    attempt(folder, 3, PREEMPTED)
+    attempt(folder, 4)
+    assert [fragment.epochs for fragment in fragments(folder)] == [(1, 2), (3,), (4,)]
+    outcome = send(tmp_path)
+    assert outcome.counts == ("0 sent, 1 skipped, 0 failed" if mode == "online" else "1 sent, 0 skipped, 0 failed")
+    run = server.run(IDENTITY.run_id)
+    assert run.series("trainer/global_step") == [10, 20, 30, 40]
+    assert run.series("epoch") == [0, 1, 3, 4]
+    write_json(folder / FILE, result(4))
+    assert send(tmp_path).skipped == {NAME: "is there"}
 
 
 def test_of_a_run_that_is_there_in_part_the_rest_is_sent_once_it_is_done(server, folder, tmp_path):
     logger = attempt(folder, 2, kill=True)
     run = server.run(IDENTITY.run_id)
     logger.run.mark_preempting()  # which has the client send at once what it would collect for a quarter of a minute
-    wait(lambda: run.series("epoch") == [0, 1])
+    wait(lambda: run.series("epoch") == [1, 2])
     server.breaks()
     logger.catch_up(history(4))
     with pytest.warns(UserWarning, match=r"no answer within 2 s.*convrepro sync"):
         logger.fail(PREEMPTED)
     server.recovers()
-    assert send(tmp_path).skipped == {NAME: "is there up to epoch 1; the rest goes when the run is done"}
+    assert send(tmp_path).skipped == {NAME: "is there up to epoch 2; the rest goes when the run is done"}
     client("offline")
     attempt(folder, 5)
     write_json(folder / FILE, result(5))
     assert send(tmp_path).sent == {NAME: "sent the rest from its result"}
-    assert epochs(run) == [0, 1, 2, 3, 4]
+    assert epochs(run) == [1, 2, 3, 4, 5]
     assert {key: run.summary[key] for key in summary(result(5), load_table(TABLE))} == summary(
         result(5), load_table(TABLE)
     )
@@ -140,7 +176,7 @@ def test_a_torn_attempt_is_sent_as_far_as_it_goes_and_the_next_one_continues_the
     assert 0 < len(torn.epochs) < 4
     attempt(folder, 5)
     assert send(tmp_path).sent == {NAME: "sent 2 attempts"}
-    assert epochs(server.run(IDENTITY.run_id)) == [0, 1, 2, 3, 4]
+    assert epochs(server.run(IDENTITY.run_id)) == [1, 2, 3, 4, 5]
 
 
 def test_the_reason_of_an_attempt_that_failed_is_gone_once_the_run_is_done(server, folder, tmp_path):
@@ -178,18 +214,19 @@ def test_a_run_that_is_being_trained_is_left_alone_and_one_bad_file_does_not_sto
 @pytest.mark.parametrize(
     ("attempts", "there", "expected"),
     [
-        ([(0, 1), (2, 3)], There(), ([0, 1], False)),
-        ([(0, 1), (2, 3)], There("failed", 1), ([1], False)),
-        ([(0, 1), (2, 3)], There("failed", 2), ([], True)),
-        ([(0, 1), (0, 1, 2)], There(), ([0], True)),
-        ([(0, 1), (2, 3)], There("finished", 3), ([], False)),
-        ([(), (0,), ()], There(), ([1], False)),
+        ([(1, 2), (3, 4)], There(), ([0, 1], False)),
+        ([(1, 2), (3, 4)], There("failed", step=2), ([1], False)),
+        ([(1, 2), (3, 4)], There("failed", step=3), ([], True)),
+        ([(1, 2), (1, 2, 3)], There(), ([0], True)),
+        ([(1, 2), (3, 4)], There("finished", step=4), ([], False)),
+        ([(1, 2), (3, 4)], There("finished", 1, step=math.inf), ([], False)),
+        ([(), (1,), ()], There(), ([1], False)),
         ([(), ()], There(), ([1], False)),
         ([(), ()], There("failed"), ([], False)),
     ],
 )
 def test_only_attempts_that_the_server_has_nothing_of_are_sent_whole(attempts, there, expected):
-    found = [Fragment(Path(str(number)), lines, True) for number, lines in enumerate(attempts)]
+    found = [Fragment(Path(str(number)), (), True, steps) for number, steps in enumerate(attempts)]
     new, rest = missing(found, there)
     assert ([int(str(fragment.path)) for fragment in new], rest) == expected
 
@@ -224,14 +261,14 @@ def written(checkpoint: Path) -> int:
 
 def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, tmp_path):
     """Nothing that was sent changes, nothing is sent twice, and an attempt that is killed leaves no hole."""
-    words = ["recipe.epochs=4", "recipe.batch_size=16", "budget.train_examples=1000"]
+    words = ["recipe.epochs=4", "recipe.batch_size=16", "budget.train_examples=1000", "logger.every_n_steps=21"]
     who = identity([*SHIFT, *words])
     folder = who.folder(tmp_path)
     checkpoint = folder / "last.ckpt"
     end(start(words, tmp_path), checkpoint.exists, signal.SIGUSR1)
     run = server.run(who.run_id)
     assert (run.state, run.exit_code, run.was_preempting) == ("preempted", 128 + signal.SIGUSR1, True)
-    assert run.series("epoch") == list(range(len(run.history()))) != []
+    assert run.series("epoch") == list(range(1, len(run.series("epoch")) + 1)) != []
     assert run.summary["best/top1"] == max(run.series("val/top1"))
 
     before, saved = run.history(), written(checkpoint)
@@ -241,8 +278,10 @@ def test_a_run_that_is_requeued_and_killed_goes_on_as_the_same_one(server, tmp_p
     finished = train(words, tmp_path)
     assert (run.state, run.exit_code, run.resumes) == ("finished", 0, 2)
     assert run.history()[: len(before)] == before
-    assert run.series("epoch") == [0, 1, 2, 3]
-    assert run.series("trainer/global_step") == [63, 126, 189, 252]
+    assert run.series("epoch") == [1, 2, 3, 4]
+    steps = {key: [row["trainer/global_step"] for row in run.history() if key in row] for key in ("epoch", "step/loss")}
+    assert steps == {"epoch": [63, 126, 189, 252], "step/loss": list(range(21, 253, 21))}
+    assert run.series("trainer/global_step") == sorted([*steps["epoch"], *steps["step/loss"]])
     assert run.series("val/top1") == [line["val/top1"] for line in finished["history"]]
     assert run.summary["best/top1"] == max(run.series("val/top1"))
 
@@ -260,6 +299,6 @@ def test_a_run_killed_offline_is_whole_after_the_next_attempt_and_a_sync(server,
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1 sent, 0 skipped, 0 failed"
     run = server.run(who.run_id)
-    assert run.series("epoch") == [0, 1, 2]
+    assert run.series("epoch") == [1, 2, 3]
     assert run.series("val/loss") == [line["val/loss"] for line in finished["history"]]
     assert run.state == "finished"

@@ -66,7 +66,7 @@ def test_a_run_interrupted_at_any_step_stops_there_and_continues_as_an_unbroken_
         signalled(patch, "training_step", lambda m: m.trainer.global_step == step - 1, signal.SIGTERM)
         stop, checkpoint = interrupted(STATEFUL, tmp_path, monkeypatch)
     assert checkpoint["global_step"] == step
-    assert f"last.ckpt of step {step} (epoch {(step - 1) // STEPS}) is saved" in str(stop)
+    assert f"last.ckpt of step {step} (epoch {(step - 1) // STEPS + 1}) is saved" in str(stop)
     assert not stop.requeue
     assert len(checkpoint["history"]) == step // STEPS
     assert state(next(tmp_path.rglob("last.ckpt")).parent).kind == "started"

@@ -40,7 +40,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_continue
     asks = before_hook("training_step", f"{RANK} == '0' and self.trainer.global_step == 3 and os.kill(os.getpid(), 10)")
     code, _, errors = ended(start(PAIR, runs["broken"], first=asks))
     assert code == 128 + signal.SIGUSR1
-    assert errors.count("last.ckpt of step 10 (epoch 0) is saved, and the same command continues from it") == 1
+    assert errors.count("last.ckpt of step 10 (epoch 1) is saved, and the same command continues from it") == 1
     assert torch.load(folder(runs["broken"]) / "last.ckpt", weights_only=True)["global_step"] == 10
     assert state(folder(runs["broken"])).kind == "started"
 
@@ -54,6 +54,6 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_continue
 def test_a_loss_that_one_process_alone_has_ends_both_with_one_sentence(tmp_path):
     code, _, errors = ended(start(PAIR, tmp_path, first=NAN))
     assert code == 2
-    assert errors.count("training diverged: the loss of step 12 (epoch 0) is not finite") == 1
+    assert errors.count("training diverged: the loss of step 12 (epoch 1) is not finite") == 1
     assert "Traceback" not in errors
     assert state(folder(tmp_path)).kind == "failed"

@@ -46,7 +46,7 @@ def test_a_checkpoint_that_does_not_fit_ends_the_run_with_one_sentence(disk, unb
     assert code == 2
     assert len(errors.splitlines()) == 1, errors
     assert "last.ckpt cannot be written (No space left on device)" in errors
-    assert f"last.ckpt of step {STEPS} (epoch 0) is complete, and the same command continues from it" in errors
+    assert f"last.ckpt of step {STEPS} (epoch 1) is complete, and the same command continues from it" in errors
     (checkpoint,) = disk.rglob("*.ckpt")
     assert read_checkpoint(checkpoint)["global_step"] == STEPS
     assert not parts(disk)

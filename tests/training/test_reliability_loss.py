@@ -42,8 +42,8 @@ def test_the_step_is_named_and_the_run_goes_on_from_the_healthy_checkpoint(tmp_p
     with monkeypatch.context() as patch:
         harm(patch, "training_step", step, lambda module, loss: loss * value)
         said, checkpoint = failed(STATEFUL, tmp_path)
-    assert f"the loss of step {step} (epoch 1) is not finite" in said
-    assert f"last.ckpt of step {STEPS} (epoch 0) is the last healthy checkpoint" in said
+    assert f"the loss of step {step} (epoch 2) is not finite" in said
+    assert f"last.ckpt of step {STEPS} (epoch 1) is the last healthy checkpoint" in said
     assert checkpoint["global_step"] == STEPS
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
     (folder,) = {path.parent for path in tmp_path.rglob("last.ckpt")}
@@ -58,7 +58,7 @@ def test_no_checkpoint_is_saved_between_a_bad_loss_and_the_next_look(tmp_path, m
     """Saved at each step: the newest is of the step before the bad one."""
     harm(monkeypatch, "training_step", 13, lambda module, loss: loss * torch.nan)
     said, checkpoint = failed([*STATEFUL, "trainer.checkpoint_steps=1"], tmp_path)
-    assert "last.ckpt of step 12 (epoch 0) is the last healthy checkpoint" in said
+    assert "last.ckpt of step 12 (epoch 1) is the last healthy checkpoint" in said
     assert checkpoint["global_step"] == 12
 
 
@@ -66,7 +66,7 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_loss_was(tmp_path,
     harm(monkeypatch, "on_train_batch_end", 14, fill_with_nan)
     harm(monkeypatch, "optimizer_step", 14, fill_with_nan)
     said, checkpoint = failed([*STATEFUL, "trainer.checkpoint_steps=7"], tmp_path)
-    assert "the weights are not finite after step 14 (epoch 0)" in said
+    assert "the weights are not finite after step 14 (epoch 1)" in said
     assert checkpoint["global_step"] == 7
 
 
@@ -79,7 +79,7 @@ def test_before_the_first_checkpoint_there_is_none_to_name(tmp_path):
 def test_half_a_step_that_is_bad_is_that_step(tmp_path, monkeypatch):
     harm(monkeypatch, "training_step", 2 * STEPS + 20, lambda module, loss: loss * torch.nan)
     said, _ = failed([*STATEFUL, "trainer.accumulate=2"], tmp_path)
-    assert f"the loss of step {STEPS + 10} (epoch 1) is not finite" in said
+    assert f"the loss of step {STEPS + 10} (epoch 2) is not finite" in said
 
 
 def test_a_validation_loss_that_is_not_finite_is_a_result_and_no_error(tmp_path, monkeypatch):

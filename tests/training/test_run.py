@@ -139,7 +139,7 @@ def test_loss_falls_and_accuracy_is_far_above_chance(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path):
-    with pytest.raises(ConvReproError, match=r"diverged.*step \d \(epoch 0\) .*recipe.optimizer.lr"):
+    with pytest.raises(ConvReproError, match=r"diverged.*step \d \(epoch 1\) .*recipe.optimizer.lr"):
         train([*MNIST_FC, "recipe.epochs=1", "recipe.optimizer.lr=1000"], tmp_path)
     assert not list(tmp_path.rglob("result.json"))
 

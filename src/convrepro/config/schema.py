@@ -256,6 +256,14 @@ class Logger(Record):
     mode: Literal["auto", "online", "offline", "disabled"] = "disabled"
     timeout: Annotated[FiniteFloat, Field(gt=0, le=3600)] = 30
     checkpoints: bool = False
+    every_n_steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _somebody_logs(self) -> "Logger":
+        if self.every_n_steps and self.name == "none":
+            rule = "has no effect with logger=none; take logger=wandb, csv or tensorboard"
+            raise Rule("logger.every_n_steps", self.every_n_steps, rule)
+        return self
 
 
 class RunConfig(Record):

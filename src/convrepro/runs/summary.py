@@ -39,9 +39,10 @@ def last_and_best(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
 def summary(result: Mapping[str, Any], table: Table | None) -> dict[str, Any]:
     """Key -> value, for a finished run or, without `metrics` and `status`, for one that starts; `table` is the run's.
 
-    `last/*` and `best/*` (the epoch of the best top-1), `static/*` by the rules that `static/convention` names,
-    `multiplications_left` (the share of the MACs that still multiply), `images_per_second` in training, and for each
-    metric of the run's table `ours/*`, `published/*`, `delta/*` and `verdict/*` in the metric's unit.
+    `last/*` and `best/*` (the epoch of the best top-1; epochs count from 1), `static/*` by the rules that
+    `static/convention` names, `multiplications_left` (the share of the MACs that still multiply), `images_per_second`
+    in training, and for each metric of the run's table `ours/*`, `published/*`, `delta/*` and `verdict/*` in the
+    metric's unit.
 
     A verdict is that of this seed alone, by the tolerance of the table. Only a run that the table may be judged by has
     one (the paper's budget, the row's own overrides and data); the others' is `not compared`.
@@ -51,13 +52,22 @@ def summary(result: Mapping[str, Any], table: Table | None) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def numbered(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The history as loggers show it: its epochs count from 1, as in the terminal. On record they count from 0."""
+    return [{**line, "epoch": line["epoch"] + 1} for line in history]
+
+
 def so_far(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The part of `summary` that a history of at least one epoch tells."""
+    """The part of `summary` that a history of at least one epoch, as it is on record, tells."""
     return _measures(last_and_best(history))
 
 
 def _measures(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{when}/{key}": value for when in metrics for key, value in metrics[when].items()}
+    found = {f"{when}/{key}": value for when in metrics for key, value in metrics[when].items()}
+    for key in ("last/epoch", "best/epoch"):
+        if found.get(key) is not None:  # an evaluation has none
+            found[key] += 1
+    return found
 
 
 def _costs(static: Mapping[str, int]) -> dict[str, Any]:

@@ -17,8 +17,14 @@ FILES: dict[str, Callable[[Path], "Logger"]] = {"csv": CsvLogger, "tensorboard":
 class Logger(Protocol):
     """A view of a run while it trains; `result.json` is the record."""
 
-    def catch_up(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Logs the epochs of `history` that are not logged yet."""
+    def catch_up(self, history: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Logs the epochs of `history` and the steps that are not logged yet.
+
+        Of an epoch `history` has what `Classifier` measures, of a step `steps` has `step` and what `LOGGED_STEP` names.
+        """
+
+    def say(self, lines: str) -> None:
+        """Adds to the run's log what is said of it in the terminal."""
 
     def finish(self, final: Mapping[str, Any]) -> None:
         """Logs the final values of the run, and closes the logger."""

@@ -1,10 +1,10 @@
 """Logs a run to W&B. W&B is a view of the record; a failure of W&B never stops a training.
 
-A run keeps its W&B id over requeues. Each epoch is logged once, in order, on one step axis (`trainer/global_step`). An
-attempt that continues a run asks W&B which epochs it has, leaves those out, and adds those that an earlier attempt
-could not send. An attempt that was killed could not send its last ones, nor could one whose whole job got a SIGTERM,
-because SIGTERM ends W&B's own process at once. No secret is sent: neither in the configuration nor in what W&B's client
-finds out about the machine.
+A run keeps its W&B id over requeues. Each epoch is logged once, in order, on one step axis (`trainer/global_step`),
+and so is every n-th step where asked for; epochs count from 1, as in the terminal. An attempt that continues a run asks
+W&B which it has, leaves those out, and adds those that an earlier attempt could not send. An attempt that was killed
+could not send its last ones, nor could one whose whole job got a SIGTERM, because SIGTERM ends W&B's own process at
+once. No secret is sent: neither in the configuration nor in what W&B's client finds out about the machine.
 
 Under an agent of a W&B sweep the client itself takes the id and the project that the sweep gave the run, not ours.
 
@@ -14,6 +14,7 @@ The server has `logger.timeout` seconds when a run starts and again when it ends
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,17 +25,17 @@ from typing import Any, Literal, cast
 import wandb
 
 from convrepro.config.plan import conv_name
-from convrepro.config.secrets import is_secret, secret_in
+from convrepro.config.secrets import confidential_variables, is_secret, secret_in
 from convrepro.errors import ConvReproError, Interrupted, visible
 from convrepro.runs.environment import commit
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import LAST
-from convrepro.runs.summary import so_far, summary
+from convrepro.runs.summary import numbered, so_far, summary
 from convrepro.tables import Table
-from convrepro.tracking.offline import logged_epochs
+from convrepro.tracking.files import LOGGED_STEP
+from convrepro.tracking.offline import FIRST, STEP, epoch_in, logged, step_in
 from convrepro.tracking.service import GRACE, Unanswered, answering, close
 
-STEP = "trainer/global_step"
 #: The values that are logged for each epoch, beside the epoch and the step.
 LOGGED = ("train/loss", "val/loss", "val/top1", "val/top5", "lr")
 #: Characters of the reason why a run failed, in its summary.
@@ -77,38 +78,58 @@ def never_raises(method: Callable[..., Any]) -> Callable[..., Any]:
 class RunLogger:
     """Logs to one open W&B run. Where W&B fails it stops logging, and `broken` holds the error.
 
-    last: the last epoch that W&B has; timeout: seconds that the server has to answer; checkpoint: a file that becomes
-    an artifact when the run is done; shared: whether another user of W&B's background service closes it later.
+    there: the last epoch and the last step that W&B has, or 0; timeout: seconds that the server has to answer;
+    checkpoint: a file that becomes an artifact when the run is done; shared: whether another user of W&B's background
+    service closes it later.
     """
 
     def __init__(
-        self, run: wandb.Run, last: int, timeout: float, checkpoint: Path | None = None, *, shared: bool = False
+        self,
+        run: wandb.Run,
+        there: tuple[int, float],
+        timeout: float,
+        checkpoint: Path | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self.run = run
-        self.last = last
+        self.last, self.last_step = there
+        self._taken = 0
         self.timeout = timeout
         self.checkpoint = checkpoint
         self.shared = shared
         self.broken: Exception | None = None
         self._begun = False
+        self._confidential = confidential_variables()  # now: `answering` hides them from all that it guards
 
     @never_raises
-    def catch_up(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Log the epochs of `history` that W&B does not have, and the last and the best values so far."""
-        if not self._begun and self.last > len(history) + 1:
+    def catch_up(self, history: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Log the epochs and the steps that W&B does not have, in order, and the last and the best values so far."""
+        if not self._begun and self.last > len(history) + 2:
             warnings.warn(
                 f"W&B has epochs up to {self.last} of this run, from an earlier training of it; they stay as they are, "
                 "and later epochs are added. Use another project (logger.project=NAME) to log the whole run",
                 stacklevel=3,
             )
         self._begun = True
-        new = [line for line in history if line["epoch"] > self.last]
-        for line in new:
-            values = {"epoch": line["epoch"], STEP: line.get("step"), **{key: line.get(key) for key in LOGGED}}
+        new = [line for line in numbered(history) if line["epoch"] > self.last]
+        fresh = [row for row in steps[self._taken :] if row["step"] > self.last_step]
+        self._taken = len(steps)
+        for line in sorted([*fresh, *new], key=lambda line: line.get("step") or 0):
+            if "epoch" in line:
+                values = {"epoch": line["epoch"], FIRST: 1} | {key: line.get(key) for key in LOGGED}
+                self.last = line["epoch"]
+            else:
+                values = {f"step/{key}": line[key] for key in LOGGED_STEP}
+            values[STEP] = line.get("step")
             self.run.log({key: value for key, value in values.items() if value is not None})
-            self.last = line["epoch"]
         if new:
             self.run.summary.update(so_far(history))
+
+    @never_raises
+    def say(self, lines: str) -> None:
+        """Write lines to the run's log in W&B; those that hold a secret are left out."""
+        self.run.write_logs(self._harmless(lines))
 
     @never_raises
     def finish(self, final: Mapping[str, Any]) -> None:
@@ -124,18 +145,25 @@ class RunLogger:
 
     @never_raises
     def fail(self, error: BaseException) -> None:
-        """Close the run as failed, with the reason as `error` in its summary.
+        """Close the run as failed, with the reason as `error` in its summary and, with its traceback, in its log.
 
         Where `error` is an interruption, the run goes on later: it is closed as preempted. W&B takes a run for
         preempted if the run was marked so and then exits with another code than 0.
         """
         code = 1
+        trace = [str(error)] if isinstance(error, ConvReproError) else traceback.format_exception(error)
+        self.run.write_logs(self._harmless("".join(trace)))
         if not isinstance(error, Interrupted):
-            self.run.summary["error"] = visible(f"{type(error).__name__}: {error}"[:LONGEST])
+            kind = type(error).__name__
+            self.run.summary["error"] = self._harmless(f"{kind}: {error}")[:LONGEST] or kind
         else:
             self.run.mark_preempting()
             code = 128 + (signal.SIGUSR1 if error.requeue else signal.SIGTERM)
         self._end(code)
+
+    def _harmless(self, text: str) -> str:
+        """Return the lines of `text` that hold no secret, with their control characters escaped."""
+        return "\n".join(visible(line) for line in text.splitlines() if not secret_in(line, self._confidential))
 
     def _end(self, exit_code: int) -> None:
         self.run.finish(exit_code=exit_code)
@@ -211,11 +239,14 @@ def described(
     """Describe the run by arguments of `wandb.init`: the group is the table, the job type is `train` or `eval`.
 
     The configuration is the resolved tree without secrets, and scalars to group and filter by: `conv_name`,
-    `data_name`, `budget_name`, `table`, `row`, `seed`, `commit` and `dirty`.
+    `data_name`, `budget_name`, `table`, `row`, `seed`, `commit`, `dirty`, and `epochs`, those that the run trains
+    (`recipe.epochs` are the recipe's, which the budget may shorten).
     """
+    trained = (config["budget"]["epochs"] or config["recipe"]["epochs"]) if config["train"] else 0
     scalars = {f"{group}_name": config[group]["name"] for group in ("data", "budget")}
     scalars = {"conv_name": conv_name(config["conv"]), **scalars}
     scalars |= {"table": identity.table, "row": identity.row, "seed": identity.seed, "commit": revision, "dirty": dirty}
+    scalars["epochs"] = trained
     tags = [config["model"], *(scalars[f"{group}_name"] for group in ("conv", "data", "budget"))]
     return {
         "name": identity.name,
@@ -267,12 +298,14 @@ def _opened(
         with answering(cfg["timeout"]):
             run = _start(cfg, folder, about, mode)
             run.define_metric("*", step_metric=STEP, step_sync=False)  # no step is made up where none is known
-            there = logged_epochs(folder) if run.offline else [run.summary.get("epoch", -1)]
+            run.define_metric(FIRST, step_metric=STEP, step_sync=False, hidden=True)
+            known = dict(run.summary)
+            there = logged(folder) if run.offline else (epoch_in(known), step_in(known))
     except ConvReproError:
         close(exit_code=1, brief=True)
         raise
     checkpoint = folder / LAST if cfg["checkpoints"] else None
-    return RunLogger(run, max(there, default=-1), cfg["timeout"], checkpoint, shared=shared)
+    return RunLogger(run, there, cfg["timeout"], checkpoint, shared=shared)
 
 
 def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode: str) -> wandb.Run:
@@ -280,7 +313,7 @@ def _start(cfg: Mapping[str, Any], folder: Path, about: Mapping[str, Any], mode:
     settings = wandb.Settings(
         reinit="create_new",  # and never the run that another part of the process left open
         silent=True,  # else it also asks the server for the name of the user, however long that takes
-        console="off",
+        console="off",  # what else the process prints is not the run's: its own lines are given to `say`
         disable_git=True,  # it sends the address of the repository and a patch; the commit is in the configuration
         disable_code=True,
         x_disable_meta=any(is_secret(word) for word in sys.argv[1:]),  # it holds the command line

@@ -23,9 +23,10 @@ from convrepro.errors import ConvReproError
 from convrepro.runs.folder import busy
 from convrepro.runs.identity import Identity
 from convrepro.runs.result import read_result
+from convrepro.runs.summary import numbered
 from convrepro.tables import find_table
 from convrepro.tracking.logger import replay
-from convrepro.tracking.offline import Fragment, fragments
+from convrepro.tracking.offline import Fragment, epoch_in, fragments, step_in
 from convrepro.tracking.service import Unanswered, answering, close, kill_tree, sentence
 
 #: The most seconds that sending one attempt takes, whatever the server answers meanwhile.
@@ -36,10 +37,11 @@ TORN = "incomplete record"
 
 @dataclass(frozen=True)
 class There:
-    """What the server has of a run: its state there, and its last epoch or -1."""
+    """What the server has of a run: its state there, and the numbers of its last epoch and of its last step, or 0."""
 
     state: str = "absent"
-    epoch: int = -1
+    epoch: int = 0
+    step: float = 0
 
 
 @dataclass
@@ -102,7 +104,7 @@ class Server:
         with answering(self.timeout):
             self.api.flush()  # it keeps earlier answers
             found = self.api.runs(path, filters={"group": table}, per_page=200, lazy=False)
-            return {run.id: There(run.state, int(run.summary.get("epoch", -1))) for run in found}
+            return {run.id: There(run.state, epoch_in(run.summary), step_in(run.summary)) for run in found}
 
     def send(self, attempt: Fragment) -> None:
         """Have W&B's own command send an attempt; of a truncated one it sends what can be read."""
@@ -192,25 +194,25 @@ def _sync_run(server: Server, identity: Identity, folder: Path, there: There) ->
 
 def whole(there: There, result: Mapping[str, Any]) -> bool:
     """Whether the server has all of a finished run."""
-    last = result["history"][-1]["epoch"] if result["history"] else -1
-    return there.state == "finished" and there.epoch >= last
+    last = numbered(result["history"][-1:])
+    return there.state == "finished" and (not last or there.epoch >= last[0]["epoch"])
 
 
 def missing(attempts: Sequence[Fragment], there: There) -> tuple[list[Fragment], bool]:
     """Return the attempts to send whole, and whether the server has a part of the one that follows them.
 
-    The server has no epoch of the attempts to send. If the server does not know the run, and no attempt got to the end
-    of an epoch, the last attempt that was closed is sent.
+    The server has no step of the attempts to send. If the server does not know the run, and no attempt got as far as
+    to log anything, the last attempt that was closed is sent.
     """
     new: list[Fragment] = []
-    reached = there.epoch
+    reached = there.step
     for attempt in attempts:
-        if not attempt.epochs or attempt.epochs[-1] <= reached:
+        if not attempt.steps or attempt.steps[-1] <= reached:
             continue
-        if attempt.epochs[0] <= reached:
+        if attempt.steps[0] <= reached:
             return new, True
         new.append(attempt)
-        reached = attempt.epochs[-1]
+        reached = attempt.steps[-1]
     if not new and there.state == "absent":
         new = [attempt for attempt in attempts if attempt.closed][-1:]
     return new, False

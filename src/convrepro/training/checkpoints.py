@@ -94,7 +94,7 @@ class Checkpoints(Checkpoint):
 
     This callback ends the run when it is interrupted, when a checkpoint cannot be written, and when a loss or a weight
     is not finite. All devices end after the same step. Weights that are not finite are never saved, so that the newest
-    checkpoint is healthy. In messages, steps are counted from 1 and epochs from 0.
+    checkpoint is healthy. In messages, steps and epochs are counted from 1.
 
     Losses are checked every `LOOK` steps and remain on the device until then. A single device obeys an interruption at
     once; several devices agree on it every `LOOK` steps. After the last batch of an epoch nothing is saved until the
@@ -177,7 +177,7 @@ class Checkpoints(Checkpoint):
 
 
 def _step(trainer: L.Trainer, step: int | None = None) -> str:
-    return f"step {trainer.global_step if step is None else step} (epoch {trainer.current_epoch})"
+    return f"step {trainer.global_step if step is None else step} (epoch {trainer.current_epoch + 1})"
 
 
 def _request(trainer: L.Trainer) -> interruption.Request | None:

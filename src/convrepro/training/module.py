@@ -46,8 +46,9 @@ class Classifier(L.LightningModule):
     The randomness of a step (dropout, stochastic rounding, mixup) is a function of seed and step alone, so that a run
     that is resumed at any step continues exactly as an uninterrupted one.
 
-    `history` holds a dict for each epoch. A checkpoint contains it, and the `settings` with which alone the checkpoint
-    may be resumed: network, operator with its knobs, overrides.
+    `history` holds a dict for each epoch, `step_loss` the cross-entropy of the last batch, on the device. A checkpoint
+    contains the history, and the `settings` with which alone it may be resumed: network, operator with its knobs,
+    overrides.
 
     Operators whose `own_decay` is true get the recipe's weight decay as a part of the loss, by their
     `weight_penalty()`; the optimizer does not decay their latents. The loss in the history is the cross-entropy alone.
@@ -120,6 +121,7 @@ class Classifier(L.LightningModule):
         if self._mixing:
             images, targets = self._mixing.mix(images, labels, self.seed, self.trainer.fit_loop.total_batch_idx)
         loss = F.cross_entropy(self(images), targets, label_smoothing=self.recipe["label_smoothing"])
+        self.step_loss = loss.detach()
         self._add("train", loss, len(labels))
         for operator in self._penalised:
             loss = loss + self._decay * operator.weight_penalty()
@@ -179,8 +181,8 @@ class Classifier(L.LightningModule):
         return loss / max(examples, 1)
 
 
-def history_of(module: L.LightningModule) -> list[dict[str, float]]:
-    """The history of a `Classifier`, for callbacks; raises TypeError for another module."""
+def classifier(module: L.LightningModule) -> Classifier:
+    """The module of a run, for callbacks; raises TypeError for another module."""
     if not isinstance(module, Classifier):
         raise TypeError(f"{type(module).__name__} has no history; a Classifier has one")
-    return module.history
+    return module

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from convrepro.runs.folder import write_progress
-from convrepro.training.module import history_of
+from convrepro.training.module import classifier
 
 #: Seconds between two updates of `progress.json` within an epoch.
 INTERVAL = 5
@@ -66,7 +66,7 @@ class Progress(Callback):
         self._write(trainer)
         if not trainer.is_global_zero:
             return
-        history = history_of(pl_module)
+        history = classifier(pl_module).history
         last, best = history[-1], max(epoch["val/top1"] for epoch in history)
         left = int(self._left(trainer) or 0)
         odd = "" if math.isfinite(last["val/loss"]) else f"  validation loss {last['val/loss']}"
@@ -105,19 +105,6 @@ class Progress(Callback):
 def _batches(trainer: L.Trainer) -> int:
     """The number of batches that were trained since the beginning of the run."""
     return trainer.fit_loop.total_batch_idx + 1
-
-
-class EpochLog(Callback):
-    """Calls `catch_up` with the module's history when the training starts or is resumed, and after each validation."""
-
-    def __init__(self, catch_up: Callable[[Sequence[Mapping[str, Any]]], None]) -> None:
-        self.catch_up = catch_up
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.catch_up(history_of(pl_module))
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.catch_up(history_of(pl_module))
 
 
 def bar() -> list[Callback]:

@@ -46,8 +46,9 @@ from convrepro.training.averaging import AveragedWeights
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
 from convrepro.training.identity import budget_label, identity_of, protocol_of
+from convrepro.training.log import RunLog
 from convrepro.training.module import Classifier
-from convrepro.training.progress import EpochLog, Progress, bar
+from convrepro.training.progress import Progress, bar
 from convrepro.training.rehearsal import rehearse, rehearse_batch
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
@@ -138,15 +139,17 @@ def _train(this: Run, echo: Callable[[str], None]) -> Result:
     counted = count_network(network, cfg, cfg.image_size)
     rehearse_batch(network, cfg, data)
     static = {name: int(counted.total(rule)) for name, rule in STATIC.items()}
-    echo(f"{identity.name} ({budget_label(cfg)}): {report.summary()}")
-    echo(f"{counted.headline()}; folder {folder}")
+    told = Told(echo)
+    told(f"{identity.name} ({budget_label(cfg)}): {report.summary()}")
+    told(f"{counted.headline()}; folder {folder}")
     if report.weights:
-        echo(report.weights)
-    progress = Progress(folder, cfg.epochs, echo)
+        told(report.weights)
+    progress = Progress(folder, cfg.epochs, told)
     module, trainer, logger = assemble(this, network, static, progress)
+    told.go_to(logger)
     environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
     with _closing(logger):
-        _execute(this, trainer, module, data, echo)
+        _execute(this, trainer, module, data, told)
         measured = {
             "schema": SCHEMA,
             "status": "done",
@@ -171,11 +174,32 @@ def _train(this: Run, echo: Callable[[str], None]) -> Result:
         result: Result = finite(measured)
         if trainer.is_global_zero:
             _write(folder, result)
+        top1, seconds = result["metrics"]["last"]["top1"], time.monotonic() - clock
+        told(f"{identity.name}: top-1 {top1:.2f} %, {seconds:.0f} s, {folder / FILE}")
         if logger:
             logger.finish(summary(result, this.table))
-    top1, seconds = result["metrics"]["last"]["top1"], time.monotonic() - clock
-    echo(f"{identity.name}: top-1 {top1:.2f} %, {seconds:.0f} s, {folder / FILE}")
     return result
+
+
+class Told:
+    """Echoes what is said of a run, and gives it to the run's logger: what was said before that is open, too."""
+
+    def __init__(self, echo: Callable[[str], None]) -> None:
+        self.echo = echo
+        self.logger: Logger | None = None
+        self._waiting: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.echo(line)
+        if self.logger:
+            self.logger.say(line)
+        else:
+            self._waiting.append(line)
+
+    def go_to(self, logger: Logger | None) -> None:
+        self.logger = logger
+        if logger:
+            logger.say("\n".join(self._waiting))
 
 
 def assemble(
@@ -220,7 +244,7 @@ def assemble(
         "logger": False,
         "callbacks": [
             *([AveragedWeights(cfg.recipe.ema)] if cfg.train and cfg.recipe.ema else []),
-            *([EpochLog(logger.catch_up)] if logger else []),
+            RunLog(logger.catch_up if logger else None, cfg.logger.every_n_steps),
             Checkpoints(folder, cfg.trainer.checkpoint_steps, files),
             progress,
             *bar(),
