@@ -1,5 +1,6 @@
 """The entry of the command line. It imports the rest where an interrupt is answered, even one in the first moment."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     An interrupted run exits with 128 plus the number of its signal.
     """
     try:
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+            from convrepro.cli.completion import complete
+
+            complete()
         from convrepro.cli.command import execute
 
         code = execute(sys.argv[1:] if argv is None else argv)

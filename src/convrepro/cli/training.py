@@ -23,6 +23,7 @@ def add(verbs: Any) -> None:
     what = "print what Hydra knows: searchpath, defaults, defaults-tree, plugins, config or all (the default)"
     verb.add_argument("--info", choices=INFO, help=what)
     verb.add_argument("--budget", default="", help="the same as budget=: paper, proxy or smoke")
+    verb.add_argument("-sc", "--shell-completion", nargs="?", const="", help="say how completion is switched on")
     verb.set_defaults(execute=_train)
 
     verb = verbs.add_parser("run", help="train a table's rows; skips finished runs and resumes interrupted ones")
@@ -38,6 +39,10 @@ def add(verbs: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from convrepro.config.compose import compose_config
 
+    if arguments.shell_completion is not None:
+        from convrepro.cli.completion import SWITCH
+
+        raise ConvReproError(f"all of convrepro's commands are completed, in bash and zsh, after {SWITCH}")
     if arguments.resolve and not arguments.cfg:
         raise ConvReproError("--resolve has no effect without --cfg; give both")
     overrides = [*arguments.overrides, *([f"budget={arguments.budget}"] if arguments.budget else [])]

@@ -10,3 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 CONF = ROOT / "conf"
 REPRODUCTIONS = Path(os.path.expanduser(os.environ.get("CONVREPRO_TABLES") or ROOT / "reproductions")).absolute()
+
+
+def table_names(root: Path = REPRODUCTIONS) -> list[str]:
+    """Names of all tables under `root`, sorted: `paper/table`."""
+    return sorted(f"{path.parent.name}/{path.stem}" for path in root.glob("*/*.yaml"))

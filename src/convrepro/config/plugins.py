@@ -114,8 +114,20 @@ def offer(name: str, about: str, content: Mapping[str, Any]) -> None:
 def names(group: str) -> list[str]:
     """The choices of a config group, sorted."""
     load()
-    files = (path.stem for place in (CONF, *folders()) for path in (place / group).glob("*.yaml"))
-    return sorted({*files, *(_offered if group == "conv" else ())})
+    return sorted({*files(group), *(_offered if group == "conv" else ())})
+
+
+def files(group: str) -> set[str]:
+    """Those of the choices of a config group that have a file; nothing is imported to find them."""
+    return {path.stem for place in (CONF, *folders()) for path in (place / group).glob("*.yaml")}
+
+
+def content(group: str, name: str) -> dict[str, Any]:
+    """What the file of a choice says, on top of those files of its group that it builds on; empty without a file."""
+    path = _file(group, name)
+    own = read(path) if path else {}
+    below = (content(group, str(base)) for base in own.pop("defaults", ()))
+    return {key: value for tree in (*below, own) for key, value in tree.items()}
 
 
 def describe(group: str, name: str) -> str:
@@ -127,10 +139,15 @@ def describe(group: str, name: str) -> str:
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What a YAML file says, as a new mapping."""
+    return dict(_cached(path))
+
+
 def knobs(operator: str) -> dict[str, Any]:
     """The content of an operator's file, or what stands in its place; empty for an operator that is not known."""
     path = _file("conv", operator)
-    return dict(_read(path) if path else _offered.get(operator, ("", {}))[1])
+    return dict(read(path) if path else _offered.get(operator, ("", {}))[1])
 
 
 def revision() -> tuple[object, ...]:
@@ -154,7 +171,7 @@ def _file(group: str, name: str) -> Path | None:
 
 
 @cache
-def _read(path: Path) -> dict[str, Any]:
+def _cached(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 

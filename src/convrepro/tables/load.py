@@ -16,7 +16,7 @@ import yaml
 
 from convrepro.config.nearest import nearest
 from convrepro.config.overrides import shown
-from convrepro.config.paths import REPRODUCTIONS
+from convrepro.config.paths import REPRODUCTIONS, table_names
 from convrepro.errors import ConvReproError
 from convrepro.tables.parse import DIGITS, fail, parse_table
 from convrepro.tables.schema import Row, Table, settings
@@ -65,7 +65,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({_DECIMA
 
 def list_tables(root: Path = REPRODUCTIONS) -> list[str]:
     """Names of all tables under `root`, sorted: `paper/table`."""
-    return sorted(f"{path.parent.name}/{path.stem}" for path in root.glob("*/*.yaml"))
+    return table_names(root)
 
 
 def list_papers(root: Path = REPRODUCTIONS) -> list[str]:
