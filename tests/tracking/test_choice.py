@@ -3,6 +3,8 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -111,6 +113,20 @@ def test_without_tensorboard_a_sentence_says_what_to_install(tmp_path, monkeypat
         train([*RUN, "logger=tensorboard"], tmp_path)
 
 
+def without(packages: Sequence[str], words: Sequence[str], folder: Path) -> tuple[int, str]:
+    """The exit code of a command and what it says where `packages` are not installed."""
+    code = (
+        "import sys\n"
+        f"for name in [n for n in sys.modules if n.split('.')[0] in {packages!r}]: del sys.modules[name]\n"
+        f"sys.modules.update(dict.fromkeys({packages!r}))\n"
+        "from convrepro.cli.main import main\nmain(sys.argv[1:])"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with Python(["-c", code, *words], cwd=folder, **pipes) as process:
+        out, _ = process.communicate(timeout=300)
+    return process.returncode, out
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -121,10 +137,24 @@ def test_without_tensorboard_a_sentence_says_what_to_install(tmp_path, monkeypat
     ],
     ids=lambda words: words[0],
 )
-def test_commands_work_where_wandb_is_not_installed(words, tmp_path):
-    code = "import sys\nfor name in [n for n in sys.modules if n.split('.')[0] == 'wandb']: del sys.modules[name]\n"
-    code += "sys.modules['wandb'] = None\nfrom convrepro.cli.main import main\nmain(sys.argv[1:])"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with Python(["-c", code, *words], cwd=tmp_path, **pipes) as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+def test_commands_work_where_wandb_and_what_draws_or_exports_is_not_installed(words, tmp_path):
+    packages = ["wandb", "wandb_workspaces", "matplotlib", "onnx", "onnxscript", "onnxruntime", "tensorboard"]
+    code, said = without(packages, words, tmp_path)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "expected"),
+    [
+        ("wandb", ["train", *RUN, "logger=wandb"], "pip install wandb`, or take logger=csv"),
+        ("wandb", ["sync", "hetconv/table1"], "sync needs wandb; `pip install wandb`"),
+        ("matplotlib", ["report", "hetconv/table1", "--plots"], "report needs matplotlib; `pip install matplotlib`"),
+        ("matplotlib", ["report", "--html"], "report needs matplotlib; `pip install matplotlib`"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isalpha() else "",
+)
+def test_what_needs_a_package_that_is_not_installed_says_so_in_a_sentence(package, words, expected, tmp_path):
+    code, said = without([package], words, tmp_path)
+    assert code != 0
+    assert expected in said
+    assert "Traceback" not in said

@@ -22,6 +22,13 @@ GROUPS = (look, training, compare, cluster, evidence, dashboards, speed, export)
 #: What a disk or a path may have that a user can put right.
 FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 FIXABLE |= {errno.EISDIR, errno.EIO}
+#: Packages that only some commands need, and what installs them.
+EXTRAS = {
+    "wandb": "wandb",
+    "matplotlib": "matplotlib",
+    "wandb_workspaces": "'convrepro[dashboard]'",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "'convrepro[export]'"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -122,6 +129,12 @@ def _executed(words: list[str]) -> int:
         return 128 + (signal.SIGUSR1 if error.requeue else signal.SIGTERM)
     except ConvReproError as error:
         print(f"convrepro: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        print(f"convrepro: {arguments.verb} needs {package}; `pip install {EXTRAS[package]}`", file=sys.stderr)
         return 2
 
 

@@ -21,7 +21,14 @@ from convrepro.errors import ConvReproError
 
 Reader = Callable[[Iterable[tuple[Path, bytes]]], tuple[np.ndarray, np.ndarray]]
 
-_ARRAY_GLOBALS = {("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+#: The names that a pickled array asks for. The module of the first was renamed in numpy 2.
+_ARRAY_GLOBALS = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 
 class Split(NamedTuple):
@@ -69,10 +76,9 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickles plain values and numpy arrays, and rejects every other name, so that a file cannot execute code."""
 
     def find_class(self, module: str, name: str) -> object:
-        module = module.replace("numpy.core.", "numpy._core.")  # An older numpy wrote the original files.
         if (module, name) not in _ARRAY_GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither a value nor an array")
-        return super().find_class(module, name)
+        return _ARRAY_GLOBALS[module, name]
 
 
 def parse_cifar(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 from convrepro.config import plugins
 from convrepro.config.overrides import key_of
 from convrepro.config.paths import CONF, PACKAGE
 from convrepro.errors import ConvReproError
+from convrepro.runs.environment import installed
 from convrepro.runs.storage import write_whole
 
 #: The rooms of this package that a count depends on.
@@ -79,7 +79,7 @@ def _digest(texts: Iterable[str]) -> str:
 @cache
 def _sources(places: tuple[str, ...]) -> str:
     """A digest of all that counts depend on but for the row: files of this package and of `places`, and versions."""
-    texts = [f"{library} {version(library)}" for library in LIBRARIES]
+    texts = [f"{library} {installed(library)}" for library in LIBRARIES]
     files = [path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")]
     files += [path for place in (CONF, *map(Path, places)) for path in place.rglob("*.yaml")]
     for path in sorted(files):

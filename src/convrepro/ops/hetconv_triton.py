@@ -13,7 +13,7 @@ torch (`torch.ops.convrepro`), so that `torch.compile` and CUDA graphs take them
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from convrepro.ops.hetconv_tiles import interpreted
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-Words = list[int]
+Words = List[int]  # noqa: UP006 (torch 2.6 knows no list[int])
 """Height and width."""
 
 

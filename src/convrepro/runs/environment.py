@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ def commit() -> tuple[str | None, bool | None]:
         return None, None
 
 
+def installed(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed, or came without its metadata."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def describe(device: str, precision: str) -> dict[str, Any]:
     """A JSON-ready description of this process's software and hardware."""
     import torch
@@ -44,7 +52,7 @@ def describe(device: str, precision: str) -> dict[str, Any]:
     return {
         "commit": revision,
         "dirty": dirty,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
         "device": f"{device.split(':')[0]}: {hardware}",
         "threads": torch.get_num_threads(),
         "precision": precision,

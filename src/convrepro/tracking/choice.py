@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from convrepro.errors import ConvReproError
 from convrepro.runs.identity import Identity
 from convrepro.tables import Table
 from convrepro.tracking.files import CsvLogger, TensorboardLogger
@@ -51,8 +52,12 @@ def open_logger(
         return None
     if name in FILES:
         return FILES[name](folder)
-    from convrepro.tracking.logger import build_logger
-
+    try:
+        from convrepro.tracking.logger import build_logger
+    except ModuleNotFoundError as missing:
+        raise ConvReproError(
+            f"logger={name} needs {missing.name}; `pip install wandb`, or take logger=csv"
+        ) from missing
     return build_logger(cfg, identity, folder, config, static, table)
 
 
