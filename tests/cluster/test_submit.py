@@ -104,6 +104,10 @@ def test_a_script_runs_each_run_of_its_part_of_the_manifest(tmp_path):
 
 # ---------------------------------------------------------------- waves, arrays, shapes
 
+PLAINS = ("plain0", "plain1", "plain2")
+#: Rows and those whose weights they take.
+FOLLOW = (("a", "plain2"), ("b", "plain0"), ("c", "plain2"), ("d", "a"), ("e", "c"), ("f", "c"))
+
 
 def test_rows_that_start_from_others_come_in_a_later_wave(tmp_path):
     table = lab_table.load(
@@ -117,6 +121,32 @@ def test_rows_that_start_from_others_come_in_a_later_wave(tmp_path):
     assert [entry.row for entry in entries] == ["plain", "plain", "shift", "shift", "again", "again"]
     assert entries[2].source == entries[0].folder
     assert entries[0].source is None
+
+
+def test_each_task_follows_the_task_that_trains_its_weights(tmp_path):
+    """Whatever order rows and seeds have, a task and its source have one index, and the first tasks have followers."""
+    plain = [lab_table.PLAIN.replace("plain", f"plain{n}") for n in range(3)]
+    shifts = [
+        lab_table.SHIFT.replace("shift,", f"{name},").replace("m: plain", f"m: {source}") for name, source in FOLLOW
+    ]
+    table = lab_table.load(tmp_path, *shifts, *plain)
+    for size in (1001, 4):
+        entries, arrays = arrange(lab_table.left(lab_table.jobs(table, tmp_path / "runs")), size)
+        assert sorted(entry.row for entry in entries) == sorted([name for name, _ in FOLLOW] * 2 + list(PLAINS) * 2)
+        assert [array.source is None for array in arrays] == [array.wave == 0 for array in arrays]
+        for array in arrays:
+            for n in range(array.count):
+                if array.source is not None:
+                    assert entries[array.first + n].source == entries[array.source + n].folder
+
+
+def test_a_task_of_another_shape_than_its_neighbours_waits_for_the_whole_array(tmp_path):
+    two = lab_table.SHIFT.replace("conv=shift", "conv=shift, trainer.devices=2").replace("shift,", "two,", 1)
+    plain = [lab_table.PLAIN, lab_table.PLAIN.replace("plain", "other")]
+    table = lab_table.load(tmp_path, *plain, two.replace("m: plain", "m: other"), lab_table.SHIFT)
+    entries, arrays = arrange(lab_table.left(lab_table.jobs(table, tmp_path / "runs", extra=("logger=none",))), 1001)
+    found = {entries[array.first].row: array.source for array in arrays if array.wave == 1}
+    assert sorted(map(str, found.values())) == ["0", "None"]
 
 
 def test_a_row_whose_source_is_finished_starts_at_once(tmp_path):

@@ -31,13 +31,15 @@ class Shape:
 class Array:
     """One job array: `count` runs of the manifest from index `first` on.
 
-    The array starts when the arrays of earlier waves have ended.
+    Where there is a `source`, the first run of another array, each task starts when the task of the same index there
+    has succeeded, whose weights it takes. Any other array starts when the arrays of the wave before it have ended.
     """
 
     first: int
     count: int
     wave: int
     shape: Shape
+    source: int | None = None
 
     @property
     def script(self) -> str:

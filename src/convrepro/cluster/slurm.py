@@ -82,14 +82,17 @@ def _queued(line: str, requeued: dict[tuple[str, str], int]) -> Queued | None:
     return Queued(job, array, number, state, reason, Path(script), requeued.get((array, position), 0))
 
 
-def submit(script: Path, after: Sequence[str] = ()) -> str:
+def submit(script: Path, after: Sequence[str] = (), source: str = "") -> str:
     """Queues a script to start when the jobs `after` have ended, in success or failure; returns the job's id.
 
-    Where the answer of sbatch is lost, `submit` looks for the script in the queue before it tries again, so that a
-    script is never queued twice.
+    Where it is an array with a `source`, each task starts when the task of the same index in that array has succeeded,
+    and is cancelled where that has failed. Where the answer of sbatch is lost, `submit` looks for the script in the
+    queue before it tries again, so that a script is never queued twice.
     """
     command = ["sbatch", "--parsable"]
-    if after:
+    if source:
+        command += [f"--dependency=aftercorr:{source}", "--kill-on-invalid-dep=yes"]
+    elif after:
         command.append(f"--dependency=afterany:{':'.join(after)}")
     for pause in (*PATIENCE, None):
         try:

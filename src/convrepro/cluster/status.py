@@ -84,13 +84,20 @@ def survey(
             logs[Path(entry.folder)] = log
             on_purpose = entry.folder in submission.cancelled or not log.exists() or _was_cancelled(log)
             cancelled[Path(entry.folder)] = on_purpose and not _failed_since(submission, Path(entry.folder))
-    states = {}
+    states: dict[tuple[str, int], JobState] = {}
     for job in jobs:
         found = _state_of(state(job.folder), live.get(job.folder), logs.get(job.folder), has_queue=queue is not None)
         if found.kind in ("lost", "failed") and cancelled.get(job.folder):
-            found = JobState("cancelled", requeued=found.requeued)
+            found = JobState("cancelled", reason=_of_source(job, states), requeued=found.requeued)
         states[job.row.id, job.identity.seed] = found
     return states
+
+
+def _of_source(job: Job, states: Mapping[tuple[str, int], JobState]) -> str:
+    """Why Slurm took a run out of the queue that takes another's weights; "" where that one did not end badly."""
+    source = states.get((job.row.weights_from, job.identity.seed))
+    bad = source is not None and source.kind in ("failed", "cancelled", "lost")
+    return f"row {job.row.weights_from}, whose weights it takes, is {source.kind}" if source and bad else ""
 
 
 def _failed_since(submission: Submission, folder: Path) -> bool:

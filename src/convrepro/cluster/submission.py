@@ -1,7 +1,8 @@
 """Submits the jobs of a table as job arrays: finds out what is left to do, orders it, and queues it."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -125,7 +126,7 @@ def _headline(request: Request, jobs: Sequence[Job], left: Left) -> str:
 
 
 def arrange(left: Left, size: int) -> tuple[list[Entry], list[Array]]:
-    """Arranges the jobs into arrays by wave and shape, with at most `size` jobs in each.
+    """Arranges the jobs into arrays by wave, shape and the array of their sources, with at most `size` jobs in each.
 
     Returns the lines of the manifest in the order of the arrays, and the arrays.
     """
@@ -139,15 +140,53 @@ def arrange(left: Left, size: int) -> tuple[list[Entry], list[Array]]:
     def kind(job: Job) -> tuple[int, Shape]:
         return waves[job.folder], shapes[job.row.id]
 
+    followers: dict[Path, list[Shape]] = defaultdict(list)
+    for job in left.jobs:
+        if job.source:
+            followers[job.source].append(shapes[job.row.id])
+    places: dict[Path, tuple[Array, int]] = {}
     entries: list[Entry] = []
     arrays: list[Array] = []
-    for (wave, shape), group in groupby(sorted(left.jobs, key=kind), kind):
-        members = list(group)
-        for start in range(0, len(members), size):
-            chunk = members[start : start + size]
-            arrays.append(Array(len(entries), len(chunk), wave, shape))
-            entries += [_entry(job, len(entries) + n, revision, dirty) for n, job in enumerate(chunk)]
+
+    def order(job: Job) -> tuple[tuple[int, Shape], int, list[Shape]]:
+        return kind(job), -len(followers[job.folder]), followers[job.folder]
+
+    for (wave, shape), group in groupby(sorted(left.jobs, key=order), kind):
+        for source, members in _aligned(list(group), places):
+            for start in range(0, len(members), size):
+                chunk = members[start : start + size]
+                array = Array(len(entries), len(chunk), wave, shape, source.first if source else None)
+                arrays.append(array)
+                places |= {job.folder: (array, position) for position, job in enumerate(chunk)}
+                entries += [_entry(job, len(entries) + n, revision, dirty) for n, job in enumerate(chunk)]
     return entries, arrays
+
+
+def _aligned(jobs: Sequence[Job], places: Mapping[Path, tuple[Array, int]]) -> Iterator[tuple[Array | None, list[Job]]]:
+    """Parts of `jobs` whose order is that of their sources in one array, from its first task on, with that array; and
+    the jobs that cannot be ordered so, with None.
+
+    Several jobs with one source are in several parts. Tasks whose runs have the most followers come first in their
+    array, so that those who follow a second time follow its first tasks, too.
+    """
+    parts: dict[tuple[int, int], dict[int, Job]] = {}
+    arrays = {array.first: array for array, _ in places.values()}
+    turn: Counter[Path] = Counter()
+    others = []
+    for job in jobs:
+        if job.source is None or job.source not in places:
+            others.append(job)
+            continue
+        array, position = places[job.source]
+        parts.setdefault((array.first, turn[job.source]), {})[position] = job
+        turn[job.source] += 1
+    for (first, _), part in parts.items():
+        if max(part) == len(part) - 1:
+            yield arrays[first], [part[position] for position in sorted(part)]
+        else:
+            others += part.values()
+    if others:
+        yield None, others
 
 
 def _waves(left: Left) -> dict[Path, int]:
@@ -209,11 +248,12 @@ def _queue(
     queued: dict[Array, str] = {}
     try:
         for array in arrays:
-            before = [job for other, job in queued.items() if other.wave == array.wave - 1]
-            if array.wave == 1:
+            source = next((job for other, job in queued.items() if other.first == array.source), "")
+            before = [] if source else [job for other, job in queued.items() if other.wave == array.wave - 1]
+            if array.wave == 1 and not source:
                 before += _sources(submission, array, left)
-            queued[array] = slurm.submit(submission.folder / array.script, before)
-            after = f", after {', '.join(before)}" if before else ""
+            queued[array] = slurm.submit(submission.folder / array.script, before, source)
+            after = f", after {', '.join(before)}" if before else f", each after its own of {source}" if source else ""
             echo(f"queued {queued[array]}: {array.count} runs, {array.shape} each{after}")
         collect = slurm.submit(submission.folder / COLLECT, list(queued.values())) if gathers else ""
     except BaseException:
