@@ -32,9 +32,12 @@ def numbers(told: str) -> list[str]:
 
 
 def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, monkeypatch):
-    """Three rows: one from another's weights, and one that fails, is named, and is repaired by `resubmit`."""
+    """Two rows and two that take their weights: one of the first fails, so that its follower never starts; both are
+    named, and repaired by `resubmit`.
+    """
     torn_row = lab_table.PLAIN.replace("plain", "torn")
-    lab = Lab(cluster, tmp_path, monkeypatch, lab_table.PLAIN, lab_table.SHIFT, torn_row)
+    late = lab_table.SHIFT.replace("shift,", "late,").replace("m: plain", "m: torn")
+    lab = Lab(cluster, tmp_path, monkeypatch, lab_table.PLAIN, lab_table.SHIFT, torn_row, late)
     torn = lab.job("torn").folder / "last.ckpt"
     torn.parent.mkdir(parents=True)
     torn.write_bytes(b"no checkpoint")
@@ -42,7 +45,7 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     full = lab.preempt("--nodes=2", "--exclusive", seconds=3600)
     told = cluster.run("convrepro", *words, cwd=tmp_path, env=lab.env).stdout
     first, second, collect = numbers(told)
-    assert cluster.job(f"{second}_0")["Dependency"].startswith(f"afterany:{first}")
+    assert cluster.job(f"{second}_0")["Dependency"].startswith(f"aftercorr:{first}_")
     assert cluster.job(collect)["JobState"] == "PENDING", "submit waits for none of its jobs"
     assert re.search(r"shift +pending Dependency", lab.call("status"))
     cluster.run("scancel", full)
@@ -52,6 +55,7 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
         f"{first}_0": "COMPLETED",
         f"{first}_1": "FAILED",
         f"{second}_0": "COMPLETED",
+        f"{second}_1": "CANCELLED",
         collect: "FAILED",
     }
     assert f"smoke {result(lab.job('shift').folder)['metrics']['last']['top1']:.2f}" in lab.collected()
@@ -61,13 +65,14 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     status = lab.call("status")
     assert re.search(f"^{reason}", status, re.MULTILINE)
     assert re.search(r"plain +done \d", status)
+    assert "late, seed 0: cancelled: row torn, whose weights it takes, is failed" in status
 
     before = (lab.job("plain").folder / "result.json").stat().st_mtime_ns
     torn.unlink()
     told = lab.call("resubmit")
-    assert "3 runs, 2 finished, 0 queued already, 1 to queue" in told
+    assert "4 runs, 2 finished, 0 queued already, 2 to queue" in told
     cluster.wait_until_over(*numbers(told))
-    assert "3 runs: 3 done" in lab.collected()
+    assert "4 runs: 4 done" in lab.collected()
     assert (lab.job("plain").folder / "result.json").stat().st_mtime_ns == before
     assert "nothing to queue" in lab.submit()
 

@@ -238,5 +238,6 @@ def render(title: Sequence[str], states: Mapping[tuple[str, int], JobState]) -> 
     for row in dict.fromkeys(row for row, _ in states):
         cells = [states.get((row, seed)) for seed in seeds]
         grid.add_row(row, *(Text(str(cell), KINDS[cell.kind]) if cell else "" for cell in cells))
-    bad = unfinished(states, ("failed", "lost", "held"))
+    told = {key: run for key, run in states.items() if run.kind != "cancelled" or run.reason}
+    bad = unfinished(told, ("failed", "lost", "held", "cancelled"))
     return Group(*map(Text, title), grid, Text(counts(states)), *(Text(line, "red") for line in bad))
