@@ -74,7 +74,17 @@ def test_outputs_that_end_early_or_cannot_be_written_or_lack_letters(tmp_path):
 @pytest.mark.heavy
 def test_an_interrupt_during_the_imports_ends_with_130_and_no_traceback():
     """From when Python itself has started, which is when the folder of this package is looked at."""
-    first = "import sys, signal, os\nfrom convrepro.cli.main import main\nprint('here', flush=True)\nmain(sys.argv[1:])"
+    first = """import sys
+from convrepro.cli.main import main
+
+class Told:
+    def find_spec(self, name, *_):
+        if name == "convrepro.cli.command":
+            print("here", flush=True)
+
+sys.meta_path.insert(0, Told())
+main(sys.argv[1:])
+"""
     words = ["count", "model=resnet18"]
     for pause in (0.0, 0.1, 0.3, 0.6):
         command = [sys.executable, "-c", first, *words]
