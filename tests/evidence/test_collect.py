@@ -371,9 +371,9 @@ def test_scoreboard_goes_between_its_marks(table, finished, root, tmp_path):
     readme.write_text("before\n<!-- scoreboard -->\nstale\n<!-- /scoreboard -->\nafter\n")
     write_scoreboard(lambda t: STATICS, readme, root)
     text = readme.read_text()
-    assert text.startswith("before\n<!-- scoreboard -->\n| table |")
+    assert text.startswith("before\n<!-- scoreboard -->\n|  | rows |")
     assert text.endswith("|\n<!-- /scoreboard -->\nafter\n")
-    assert "| `paper/small` | 2 + 1 quoted | - | 1 reproduced | 1 holds |" in text
+    assert "| [paper](reproductions/paper/README.md) | 2 + 1 quoted | - | 1 reproduced | 1 holds |" in text
     assert "stale" not in text
     write_scoreboard(lambda t: STATICS, readme, root)
     assert readme.read_text() == text
