@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from timm.layers import BatchNormAct2d, get_notrace_functions, get_notrace_modules
+from timm.layers import BatchNormAct2d
+from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from convrepro.errors import ConvReproError
