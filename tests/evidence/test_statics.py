@@ -1,6 +1,7 @@
 """Counts at hand: from the table's evidence, from the cache of the user, and counted where neither has them."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from convrepro.errors import ConvReproError
 from convrepro.evidence import count_cache
 from convrepro.evidence.collect import collect
 from convrepro.evidence.count_cache import CountCache
-from convrepro.evidence.counts import MANY, row_count
+from convrepro.evidence.counts import MANY, forget, row_count
 from convrepro.evidence.statics import count_tables, lacking
 from convrepro.evidence.store import evidence_path, load_evidence
 from convrepro.tables import Table, load_table
@@ -72,14 +73,45 @@ def test_a_cache_that_cannot_be_written_keeps_nothing_and_loses_nothing(tmp_path
     assert count_tables([table], cache=CountCache(tmp_path / "file" / "cache"))["paper/small"]["r1"]["macs"] > 0
 
 
-def test_what_others_build_is_counted_each_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=my_package.models:factory"],
+        ["model=resnet18", "conv=plan", "conv.entries=mine.yaml"],
+        ["model=resnet18", "conv=plan", "+conv.entries='mine.yaml'"],
+        ["model=resnet18", "+model_args.width=${oc.env:WIDTH}"],
+    ],
+)
+def test_what_the_words_do_not_say_whole_is_counted_each_time(tmp_path, overrides):
+    cache = CountCache(tmp_path / "cache")
+    cache.put(overrides, "", {"macs": 1})
+    assert cache.get(overrides, "") is None
+    assert not cache.folder.exists()
+
+
+def test_a_plan_in_the_words_is_kept(tmp_path):
+    cache, overrides = CountCache(tmp_path / "cache"), ["model=resnet18", "conv=plan", "conv.entries=[{name: shift}]"]
+    cache.put(overrides, "", {"macs": 1})
+    assert cache.get(overrides, "") == {"macs": 1}
+
+
+def test_a_file_with_a_plan_is_read_at_each_count(tmp_path):
+    file = tmp_path / "mine.yaml"
+    write(tmp_path, SMALL.partition("rows:")[0].replace("resnet18", "resnet20_cifar").replace("_row: plain", "_row: a")
+          + f"rows:\n  - {{id: a, label: A, overrides: [conv=plan, conv.entries={file}]}}\n")  # fmt: skip
+    table, cache, found = load_table("paper/small", tmp_path), CountCache(tmp_path / "cache"), []
+    for p in (2, 4):
+        file.write_text(f"- {{name: hetconv, p: {p}}}\n")
+        forget()
+        found.append(count_tables([table], cache=cache)["paper/small"]["a"]["macs"])
+    assert found[0] > found[1]
+
+
+def test_operators_of_others_are_counted_each_time(tmp_path, monkeypatch):
     table, cache = ranks(tmp_path, 1), CountCache(tmp_path / "cache")
     monkeypatch.setattr(plugins, "any_operators", lambda: True)
     count_tables([table], cache=cache)
     assert not cache.folder.exists()
-    monkeypatch.undo()
-    cache.put(["model=my_package.models:factory"], "", {"macs": 1})
-    assert cache.get(["model=my_package.models:factory"], "") is None
 
 
 def test_many_networks_are_counted_at_once_and_are_the_same(tmp_path):
@@ -91,6 +123,18 @@ def test_many_networks_are_counted_at_once_and_are_the_same(tmp_path):
     wrong = ranks(tmp_path, MANY + 2, "  - {id: bad, label: B, overrides: [conv=hetconv, conv.p=7]}")
     with pytest.raises(ConvReproError, match="paper/small, row bad: "):
         count_tables([wrong], cache=CountCache(tmp_path / "cache2"))
+
+
+def test_a_process_that_is_killed_while_it_counts_is_a_sentence_and_what_was_counted_is_kept(tmp_path):
+    table, cache = ranks(tmp_path, 2 * MANY), CountCache(tmp_path / "cache")
+
+    def kill(_: str) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(ConvReproError, match=r"was killed, .* goes on with what is not counted yet"):
+        count_tables([table], kill, cache)
+    assert list(cache.folder.iterdir())
 
 
 def test_evidence_has_the_counts_at_hand_for_the_row_that_they_are_of(tmp_path):

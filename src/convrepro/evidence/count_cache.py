@@ -2,7 +2,8 @@
 
 They are in CONVREPRO_CACHE, else in `convrepro` in the user's cache folder. A count is of a row's overrides and
 layers, of this package's sources and configuration, of the user's configuration, and of the libraries that build and
-count a network. What plugins and factories of users build is counted each time: their sources are not known here.
+count a network. What else a count may depend on is not known here, and such a row is counted each time: plugins and
+factories of users, a file with a layer plan, and variables of the environment.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from convrepro.config import plugins
-from convrepro.config.overrides import key_of
+from convrepro.config.overrides import settings
 from convrepro.config.paths import CONF, PACKAGE
 from convrepro.errors import ConvReproError
 from convrepro.runs.environment import installed
@@ -41,24 +42,21 @@ class CountCache:
 
     def get(self, overrides: Sequence[str], layers: str) -> dict[str, int | Fraction] | None:
         """The totals by rule of a row with these overrides and layers; None where they are not known."""
-        if not _is_ours(overrides):
+        if not is_whole(overrides):
             return None
         try:
-            return {
-                rule: Fraction(total) for rule, total in json.loads(self._file(overrides, layers).read_text()).items()
-            }
+            totals = json.loads(self._file(overrides, layers).read_text())
+            return {rule: Fraction(total) for rule, total in totals.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             return None
 
     def put(self, overrides: Sequence[str], layers: str, totals: Mapping[str, int | Fraction]) -> None:
         """Keeps totals for the next `get`."""
-        if not _is_ours(overrides):
+        if not is_whole(overrides):
             return
+        content = {rule: str(Fraction(total)) for rule, total in totals.items()}
         try:
-            write_whole(
-                self._file(overrides, layers),
-                json.dumps({rule: str(Fraction(total)) for rule, total in totals.items()}).encode(),
-            )
+            write_whole(self._file(overrides, layers), json.dumps(content).encode())
         except (OSError, ConvReproError):
             return
 
@@ -66,10 +64,13 @@ class CountCache:
         return self.folder / f"{_digest([*overrides, layers])}.json"
 
 
-def _is_ours(overrides: Sequence[str]) -> bool:
-    """Whether all that builds the network of `overrides` is of this package or of a library that it names."""
-    factory = any(key_of(text) == "model" and ":" in text for text in overrides)
-    return not factory and not plugins.any_operators()
+def is_whole(overrides: Sequence[str]) -> bool:
+    """Whether these overrides, with the sources and libraries that are known here, say all of a network."""
+    given = settings(overrides)
+    factory = ":" in given.get("model", "")
+    plan = not given.get("conv.entries", "[").startswith("[")
+    variable = any("${" in text for text in overrides)
+    return not (factory or plan or variable or plugins.any_operators())
 
 
 def _digest(texts: Iterable[str]) -> str:

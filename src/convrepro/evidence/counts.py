@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from fractions import Fraction
 from functools import cache, partial
 
@@ -53,7 +53,7 @@ def recount(
 ) -> Iterator[tuple[tuple[Table, Row], dict[str, int | Fraction]]]:
     """Each row with its totals by counting rule; networks are counted once each, on all CPU cores where there are many.
 
-    Raises ConvReproError naming the table and the row that cannot be built.
+    Raises ConvReproError with the table and the row where a network cannot be built, and where a process is killed.
     """
     places: dict[str, list[tuple[Table, Row]]] = {}
 
@@ -78,6 +78,11 @@ def recount(
                 part = whole.part(row.layers) if row.layers else whole
             except ConvReproError as error:
                 raise _of(table, row, error) from error
+            except BrokenExecutor as error:
+                raise ConvReproError(
+                    "a process that counts was killed, most likely for lack of memory; free some and type the command "
+                    "again, which goes on with what is not counted yet"
+                ) from error
             yield (table, row), {rule: part.total(rule) for rule in complexity.RULES}
 
 
@@ -91,9 +96,7 @@ def _in_turn(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _
 
 
 def _at_once(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
-    context = multiprocessing.get_context(
-        "forkserver"
-    )  # a fork of this process could hang: torch may have threads by now
+    context = multiprocessing.get_context("forkserver")  # torch may have threads, with which a fork can hang
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(_workers(), context, initializer=_quiet) as pool:
         pending = {pool.submit(_count, cfg): key for key, cfg in networks}
@@ -105,7 +108,9 @@ def _at_once(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _
 
 
 def _workers() -> int:
-    return min(len(os.sched_getaffinity(0)), MOST)
+    """One for each CPU core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST)
 
 
 def _quiet() -> None:

@@ -29,17 +29,18 @@ def count_tables(
 ) -> dict[str, Statics]:
     """Table -> row id -> metric -> exact value, for each row that is run and each metric that names a counting rule.
 
-    What `cache` (by default the user's) has is taken from it; networks that it lacks are counted once each, on all CPU
-    cores. `watch` is told of each. Raises ConvReproError naming the table and the row that cannot be built.
+    Counts are read from `cache` (by default the user's). Networks that it lacks are counted once each, on all CPU
+    cores, and after each of them `watch` is called with the progress. Raises ConvReproError with the table and the row
+    where a network cannot be built.
     """
     cache = cache or CountCache.of_user()
     wanted = [(table, row) for table in tables for row in table.rows if not row.quoted and _rules(table)]
     totals = {(table.name, row.id): cache.get(table.overrides(row), row.layers) for table, row in wanted}
-    lacking = [(t, row) for t, row in wanted if not {*_rules(t).values()} <= (totals[t.name, row.id] or {}).keys()]
-    if lacking:
+    missing = [(t, row) for t, row in wanted if not {*_rules(t).values()} <= (totals[t.name, row.id] or {}).keys()]
+    if missing:
         from convrepro.evidence.counts import recount  # imports torch
 
-        for (table, row), counted in recount(lacking, watch):
+        for (table, row), counted in recount(missing, watch):
             cache.put(table.overrides(row), row.layers, counted)
             totals[table.name, row.id] = counted
     statics: dict[str, dict[str, dict[str, int | Fraction]]] = {table.name: {} for table in tables}
