@@ -163,6 +163,14 @@ def test_each_paper_has_a_card_with_its_numbers_and_what_its_notes_begin_with():
     assert all(text.endswith((".", ":")) and "*" not in text for text in card.notes.values())
 
 
+def test_tables_in_any_order_make_one_card_for_a_paper():
+    found = cards((e.table, e.statics, e.results) for e in entries(["igcv3/cifar", "hetconv/table4", "igcv3/imagenet"]))
+    assert [[name for name, _ in card.tables] for card in found] == [
+        ["igcv3/cifar", "igcv3/imagenet"],
+        ["hetconv/table4"],
+    ]
+
+
 def test_the_page_begins_with_the_cards(page, text):
     assert text.index('<article class="card">') < text.index('<form id="filters"')
     assert len(page.all("article")) == len(list_papers())

@@ -101,12 +101,13 @@ def write_scoreboard(
     _, end, after = rest.partition(END)
     if not (start and end):
         raise ConvReproError(f"{readme} has no lines {START} and {END}; add them where the scoreboard belongs")
-    papers = {
-        title(paper, root): (paper, [_entry(table, statics, root) for table in tables])
-        for paper, tables in groupby(_tables(root), key=lambda table: table.source.paper)
-    }
-    board = render_scoreboard((name, entries) for name, (_, entries) in papers.items())
-    for name, (paper, _) in papers.items():  # a cell could not be a link: what is in one is shown as it is
-        board = board.replace(f"| {name} |", f"| [{name}](reproductions/{paper}/README.md) |")
+    groups = groupby(_tables(root), key=lambda table: table.source.paper)
+    papers = [
+        (paper, title(paper, root), [_entry(table, statics, root) for table in tables]) for paper, tables in groups
+    ]
+    board = render_scoreboard((name, entries) for _, name, entries in papers)
+    for paper, name, _ in papers:  # the grid shows the text of a cell as it is, so that the links are put in afterwards
+        name = title(paper, root)
+        board = board.replace(f"| {name} |", f"| [{name}](reproductions/{paper}/README.md) |", 1)
     readme.write_text(f"{before}{START}\n{board}{END}{after}", encoding="utf-8")
     return readme

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from convrepro.config.paths import REPRODUCTIONS
@@ -44,9 +43,11 @@ class Card:
 
 def cards(entries: Iterable[tuple[Table, Statics, Results]], root: Path = REPRODUCTIONS) -> list[Card]:
     """The cards of the papers of these tables, in their order."""
+    papers: dict[str, list[tuple[Table, Statics, Results]]] = {}
+    for entry in entries:
+        papers.setdefault(entry[0].source.paper, []).append(entry)
     found = []
-    for paper, group in groupby(entries, key=lambda entry: entry[0].source.paper):
-        members = list(group)
+    for paper, members in papers.items():
         counts = {kind: Counter[str]() for kind in KINDS}
         for table, statics, results in members:
             for kind, added in tally(table, statics, results).items():
