@@ -1,6 +1,10 @@
 """What a run tells W&B, by its real client: everything, in order, once, no secret; and no failure of it loses a run."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +15,29 @@ import wandb
 from convrepro.config.compose import compose_config
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs import interruption
+from convrepro.runs.identity import Identity
 from convrepro.runs.result import read_result
 from convrepro.runs.summary import summary
 from convrepro.tables import load_table
-from convrepro.tracking.logger import LOGGED, offline_without_key, without_secrets
+from convrepro.tracking.logger import LOGGED, build_logger, offline_without_key, without_secrets
 from convrepro.tracking.offline import FIRST, fragments
 from convrepro.tracking.sync import sync
 from support.variants import identity
-from support.wandb_runs import IDENTITY, PATIENT, ROW, SECRETS, SHIFT, TABLE, attempt, client, composed, served, train
+from support.wandb_runs import (
+    IDENTITY,
+    PATIENT,
+    ROW,
+    SECRETS,
+    SHIFT,
+    STATIC,
+    TABLE,
+    attempt,
+    client,
+    composed,
+    history,
+    served,
+    train,
+)
 from support.wandb_server import RunRecord, WandbServer
 
 TROUBLE = {"down": WandbServer.down, "slow": lambda server: server.slow(60), "500": WandbServer.breaks}
@@ -181,6 +200,21 @@ def test_a_server_in_trouble_holds_up_a_run_for_a_while_and_gets_everything_late
             result, load_table(TABLE)
         )
     assert outcome.counts == "0 sent, 1 skipped, 0 failed"
+
+
+def test_an_ad_hoc_run_that_is_recorded_offline_is_sent_by_the_command_that_is_told(server, tmp_path):
+    adhoc = Identity("adhoc", "net-standard-12345678", 0, "paper")
+    folder = adhoc.folder(tmp_path)
+    server.breaks()
+    with pytest.warns(UserWarning, match="recorded offline") as caught:
+        logger = build_logger(composed()["logger"], adhoc, folder, composed(), STATIC, None)
+    logger.catch_up(history(2))
+    logger.finish({})
+    server.recovers()
+    command = re.search(r"`(wandb sync .*)`", str(caught[0].message))[1]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path, "WANDB_MODE": "online"})
+    assert [row["epoch"] for row in server.run(adhoc.run_id).history()] == [1, 2]
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)

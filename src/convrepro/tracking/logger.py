@@ -12,6 +12,7 @@ The server has `logger.timeout` seconds when a run starts and again when it ends
 """
 
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -67,9 +68,8 @@ def never_raises(method: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             self.broken = error
             self._give_up()
-            warnings.warn(
-                f"W&B is left out of this run from here on: {error}; `convrepro sync` sends what it lacks", stacklevel=2
-            )
+            later = "`convrepro sync` sends what a table's run lacks"
+            warnings.warn(f"W&B is left out of this run from here on: {error}; {later}", stacklevel=2)
             return None
 
     return guarded
@@ -285,8 +285,9 @@ def open_run(cfg: Mapping[str, Any], identity: Identity, folder: Path, about: Ma
     except ConvReproError as error:
         if mode != "online":
             raise
-        sync = f"`convrepro sync {identity.table}` sends it"
-        warnings.warn(f"{error}; the run is recorded offline, and {sync}", stacklevel=3)
+        of_table = f"convrepro sync {identity.table}"
+        sync = of_table if "/" in identity.table else f"wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+        warnings.warn(f"{error}; the run is recorded offline, and `{sync}` sends it", stacklevel=3)
         return _opened(cfg, folder, about, "offline")
 
 
