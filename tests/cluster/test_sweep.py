@@ -58,15 +58,17 @@ def test_of_three_runs_one_fails_one_is_queued_again_and_two_have_results(accoun
     accounting.wait(lambda: accounts(accounting, "1") == states)
 
     assert waiting.returncode == 1
-    (failed,) = [line for line in err.splitlines() if line.startswith("failed: ")]
-    assert "conv.p=3" in failed
-    assert REASON in failed
+    failed = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1, out + err + job_log(tmp_path, "1_0")
+    assert "conv.p=3" in failed[0]
+    assert REASON in failed[0]
     assert REASON in job_log(tmp_path, "1_1")
     assert out.count("done: ") == 2
     finished = results(tmp_path)
     assert sorted(finished) == [2, 5]
     assert [line["epoch"] for line in finished[2]["history"]] == list(range(10))
     assert "resumes from" in job_log(tmp_path, "1_0")
+    assert "interrupted: " in job_log(tmp_path, "1_0")
 
 
 def test_a_job_that_is_lost_is_told(accounting, tmp_path):

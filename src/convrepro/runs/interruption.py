@@ -17,9 +17,15 @@ _listening = False
 _request: Request | None = None
 
 
-def listen() -> None:
-    """Note SIGUSR1 and SIGTERM from here on; call it first thing, in the main thread."""
+def listen(also: int | None = None) -> None:
+    """Note SIGUSR1 and SIGTERM from here on; call it first thing, in the main thread.
+
+    Args:
+        also: another signal that asks to save and be queued again.
+    """
     global _listening
+    if also is not None:
+        SIGNALS[also] = "requeue"
     if not _listening:
         atexit.register(_end_children)  # before multiprocessing's own, which waits for them
     _listening = True

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -171,8 +171,10 @@ def _member(_: DictConfig) -> dict[str, Any] | float:
     A Slurm job whose run failed ends with 1 once its result is written: Hydra would let it end as a success.
     """
     failed: list[str] = []
+    queue_again: Callable[[], None] | None = None
     if HydraConfig.get().runtime.choices["hydra/launcher"] == SLURM:
         atexit.register(_end, failed)  # before what training registers, so as to be the last
+        queue_again = _defer_submitit()
     from convrepro.training.run import run
 
     overrides = list(HydraConfig.get().overrides.task)
@@ -183,7 +185,13 @@ def _member(_: DictConfig) -> dict[str, Any] | float:
         return top1 if optimised else {"top1": top1}
     except Interrupted as error:
         print(f"convrepro: {error}", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        try:
+            if error.requeue and queue_again:
+                queue_again()
+        except Exception as refused:
+            failed.append(str(refused))
+        else:
+            sys.exit(128 + signal.SIGTERM)
     except ConvReproError as error:
         failed.append(str(error))
     except Exception as error:
@@ -193,6 +201,20 @@ def _member(_: DictConfig) -> dict[str, Any] | float:
     if optimised:
         raise ConvReproError(failed[0])  # the sweeper counts it as a failed trial
     return {"error": failed[0]}
+
+
+def _defer_submitit() -> Callable[[], None]:
+    """Note the signal by which Slurm announces a time limit until the run has saved; returns what submitit does then.
+
+    submitit queues the job again and raises SystemExit from the handler of the signal, wherever the run is: code that
+    turns the exception into another one would let a run fail that goes on. What is returned raises SystemExit, or an
+    exception that says why the job is not queued again.
+    """
+    number = signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
+    handler = signal.getsignal(number)
+    assert callable(handler)
+    interruption.listen(also=number)
+    return lambda: handler(number, None)
 
 
 def _end(failed: Sequence[str]) -> None:
