@@ -42,7 +42,7 @@ def test_the_licences_and_the_marker_of_a_typed_package_are_in_it(installed):
 
 def test_list_count_and_smoke_run_from_an_empty_folder(installed, tmp_path):
     assert "hetconv/table1" in convrepro(installed, tmp_path, "list")
-    assert "105.98" in convrepro(installed, tmp_path, "count", "hetconv/table1")
+    assert "668.7" in convrepro(installed, tmp_path, "count", "deepshift/mnist_v1")
     words = ["run", "deepshift/mnist_v5", "--budget", "smoke", "--rows", "fc_q", "--seeds", "0"]
     out = convrepro(installed, tmp_path, *words, "budget.train_examples=128", "budget.test_examples=100")
     assert "smoke" in out

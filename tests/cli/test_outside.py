@@ -9,8 +9,12 @@ import shutil
 
 import pytest
 
+from convrepro.config import plugins
+from convrepro.config.compose import compose_config
+from convrepro.evidence.counts import count
+from convrepro.evidence.width import thinned
 from support.command import convrepro
-from support.outside import PACKAGE, PLUGIN
+from support.outside import PACKAGE, PLUGIN, own_registry
 
 SMALL = ["logger=none", "trainer=cpu", "budget.train_examples=256", "budget.test_examples=100", "recipe.epochs=1"]
 NETWORK = ["model=outside_ops.models:two_stages", "conv=ghost_dw5"]
@@ -53,6 +57,38 @@ def test_it_is_listed_and_counted(typed):
     assert counted == typed("count", *NETWORK, CONVREPRO_PLUGINS="outside_ops.operators", CONVREPRO_CONFIG_DIR="conf")
 
 
+def test_a_file_of_an_operators_own_name_is_its_configuration_without_a_word_of_hydra(folder, tmp_path):
+    (tmp_path / "conv").mkdir()
+    (tmp_path / "conv" / "ghost.yaml").write_text("# Three of each.\n{name: ghost, where: all, ratio: 3}")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    words = ["train", "conv=ghost", "--cfg", "job", *PLUGIN, "--config-dir", str(tmp_path)]
+    done = convrepro(*words, cwd=folder, env=environment)
+    assert done.returncode == 0
+    assert "ratio: 3" in done.stdout
+    assert done.stderr == ""
+
+
+def test_an_argument_of_a_factory_is_set_and_its_width_is_known(monkeypatch):
+    monkeypatch.setenv(plugins.PLUGINS, PLUGIN[1])
+    with own_registry():
+        whole = compose_config([NETWORK[0], "model_args.width=16"])
+        macs = count(whole)[0].total("macs")
+        knob, title = thinned(compose_config([NETWORK[0]]), int(macs) // 8)
+        assert knob.startswith("model_args.width=")
+        assert title.startswith("dense, width=")
+        assert 0.08 < count(compose_config([NETWORK[0], knob]))[0].total("macs") / macs < 0.16
+
+
+def test_a_factory_that_ignores_the_number_of_classes_is_told_before_training(typed, folder):
+    (folder / "outside_ops" / "stubborn.py").write_text(
+        "from outside_ops.models import two_stages\n\n"
+        "def ten(num_classes, in_chans):\n    return two_stages(7, in_chans)"
+    )
+    message = typed("train", "model=outside_ops.stubborn:ten", *SMALL, *PLUGIN, status=2)
+    assert "model outside_ops.stubborn:ten returns (1, 7) for one image, but a classifier" in message
+    assert "a tensor (1, 10): its argument num_classes is 10" in message
+
+
 def test_without_the_plugin_nothing_of_it_is_imported(typed):
     message = typed("count", *NETWORK[:1], status=2)
     assert "belongs to no plugin; give --plugin outside_ops.models if you trust it" in message
@@ -60,6 +96,8 @@ def test_without_the_plugin_nothing_of_it_is_imported(typed):
     assert "conv=ghost does not exist" in unknown
     assert "; for one of another package, give --plugin MODULE" in unknown
     assert len(message.splitlines()) == 1
+    dotted = typed("count", "model=outside_ops.models.two_stages", *PLUGIN, status=2)
+    assert "did you mean outside_ops.models:two_stages?" in dotted
 
 
 def test_it_is_trained_by_the_line_that_run_prints_and_its_weights_start_another(typed, folder):
@@ -72,6 +110,12 @@ def test_it_is_trained_by_the_line_that_run_prints_and_its_weights_start_another
     assert json.loads(result.read_text())["config"]["conv"]["cheap_kernel"] == 5
     shown = typed("run", "outside/ghost", "--rows", "ghost5", "--budget", "smoke", *SMALL, *OUTSIDE)
     assert "finished" in shown
+    assert "has changed" not in shown
+    recorded = json.loads(result.read_text())["environment"]["plugins"]
+    assert list(recorded) == ["outside_ops"]
+    (folder / "outside_ops" / "gain.py").write_text("GAIN = 2")
+    shown = typed("run", "outside/ghost", "--rows", "ghost5", "--budget", "smoke", *SMALL, *OUTSIDE)
+    assert "skipped, although the code of outside_ops has changed since: to train again, move the folder away" in shown
     weights = f"weights={result.parent / 'last.ckpt'}"
     again = typed("train", *NETWORK, weights, "train=false", *SMALL, *OUTSIDE)
     assert "loaded as they are, with ghost in place" in again
@@ -83,6 +127,7 @@ def test_two_processes_of_ddp_have_the_plugin(typed):
     assert "top-1" in typed("train", *NETWORK, *two, "seed=3", *OUTSIDE)
 
 
+@pytest.mark.exhaustive  # as `cluster/test_wheel.py` does it with the package installed
 def test_it_is_benched_and_exported(typed, folder):
     small = ["--batch-size", "2", "--rounds", "1", "--modes", "inference"]
     assert "MACs x 0.597" in typed("bench", "outside/ghost", "--rows", "ghost", *small, *OUTSIDE)

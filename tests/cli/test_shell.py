@@ -86,7 +86,7 @@ sys.meta_path.insert(0, Told())
 main(sys.argv[1:])
 """
     words = ["count", "model=resnet18"]
-    for pause in (0.0, 0.1, 0.3, 0.6):
+    for pause in (0.0, 0.3, 1.0, 1.3):
         command = [sys.executable, "-c", first, *words]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "here\n"

@@ -5,6 +5,7 @@ are counted, trained, exported, timed, compared and submitted, with nothing edit
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ def test_an_installed_package_is_used_by_every_verb_and_on_the_cluster(installed
     env = {**os.environ, **cluster.env, "PYTHONPATH": str(installed), "CONVREPRO_TABLES": str(tmp_path / "tables")}
     env |= {"CONVREPRO_SLURM_SITE": "", "CONVREPRO_SLURM_TIME": "50"}
 
-    def typed(*words: str) -> str:
-        done = command.convrepro(*words, *OURS, cwd=tmp_path, env=env)
+    def typed(*words: str, own: Sequence[str] = OURS) -> str:
+        done = command.convrepro(*words, *own, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -57,7 +58,7 @@ def test_an_installed_package_is_used_by_every_verb_and_on_the_cluster(installed
     assert (tmp_path / "comparisons").is_dir()
 
     assert "3 to queue" in typed("submit", "outside", "--budget", "smoke", "--dry-run", *SMALL)
-    told = typed("submit", "outside/ghost", "--budget", "smoke", *SMALL)
+    told = typed("submit", "outside/ghost", "--budget", "smoke", *SMALL, *OURS, "--", "--export=NONE", own=())
     cluster.wait_until_over(*re.findall(r"^queued (\d+):", told, re.MULTILINE))
     assert "3 runs: 3 done" in typed("status", "outside/ghost", "--budget", "smoke", *SMALL)
     (folder,) = (tmp_path / "runs" / "outside" / "ghost").glob("ghost5*/smoke-seed0")

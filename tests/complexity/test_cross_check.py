@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from convrepro.complexity import cross_check
+from convrepro.complexity import count, cross_check
 from convrepro.errors import ConvReproError
 from convrepro.ops import HetConv2d
 
@@ -19,6 +19,20 @@ def test_it_names_the_layer_whose_operator_promises_something_else():
     true = 16 * 8 * (2 * 9 + 6)
     with pytest.raises(ConvReproError, match=rf"'1' \(Boasting\).* {true:,} MACs, Boasting.macs\(\) {true - 1:,}"):
         cross_check(model, (4, 8, 8))
+
+
+def test_a_count_says_which_layers_do_not_execute_what_they_promise():
+    class Boasting(HetConv2d):
+        def macs(self, out_h, out_w):
+            return super().macs(out_h, out_w) - 1
+
+    true = 36 * 8 * (2 * 9 + 6)
+    counted = count(nn.Sequential(HetConv2d(8, 8, 3, padding=1, p=4), Boasting(8, 8, 3, p=4)), (8, 8, 8))
+    assert counted.layers[2].macs == true
+    last = counted.summary().splitlines()[-1]
+    assert "not what macs() says in 1 of the layers" in last
+    assert f"'1': Boasting.macs() returns {true - 1:,}, and {true:,} are executed" in last
+    assert "macs()" not in count(HetConv2d(8, 8, 3, p=4), (8, 8, 8)).summary()
 
 
 class SummedFirst(nn.Module):

@@ -11,6 +11,7 @@ from convrepro.config.paths import CONF
 from convrepro.config.plugins import describe
 from convrepro.errors import ConvReproError
 from convrepro.tables import list_tables, load_table
+from convrepro.training.sweep import members
 
 pytestmark = pytest.mark.unit
 
@@ -55,9 +56,19 @@ def test_each_kind_of_override_does_what_it_does_in_hydra(override):
     by_hydra(["conv=shift", "conv.variant=v1", "+model_args.width=2", override])
 
 
+@pytest.mark.parametrize("before", [[], ["+model_args.width=15"], ["model_args.width=3"]])
+def test_an_argument_of_the_model_needs_no_plus(before):
+    assert compose_config([*before, "model_args.width=7", "model_args.block.depth=2"]).model_args == {
+        "width": 7,
+        "block": {"depth": 2},
+    }
+    assert members([*before, "model_args.width=7,8"])[1][-1] == "++model_args.width=8"
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("recipe.optimizer.args.alpha=0.9", ["no key 'alpha'", "to add it, write +recipe.optimizer.args.alpha=0.9"]),
         ("conv.grup=2", ["conv=hetconv", "'grup'", "p", "arrangement", "where"]),
         ("conv=hetcon", ["hetcon", "did you mean hetconv", "standard"]),
         ("recipe.optimizer.lrr=1", ["'lrr'", "did you mean lr", "weight_decay"]),

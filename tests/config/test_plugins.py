@@ -135,3 +135,40 @@ def test_a_folder_that_would_not_be_read_is_one_sentence(files, says, tmp_path, 
     monkeypatch.setenv(plugins.CONFIG_DIR, str(folder))
     with pytest.raises(ConvReproError, match=says):
         compose_config([])
+
+
+MINE = """from convrepro import register_operator
+from convrepro.ops import GroupPointwise
+
+@register_operator("mine_d")
+class Mine(GroupPointwise):
+    "Of a package of two files."
+"""
+
+
+def test_the_code_of_the_plugins_that_a_network_consists_of_has_a_digest(tmp_path, monkeypatch):
+    package = tmp_path / "package_d"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "ops.py").write_text(MINE)
+    monkeypatch.setenv(plugins.PLUGINS, "package_d.ops,outside_ops.operators")
+    plugins.load()
+    (package / "data.txt").write_text("is no code")
+    before = plugins.code("resnet18", ["mine_d", "hetconv"])
+    assert list(before) == ["package_d"]
+    assert before["package_d"]["version"] is None
+    assert plugins.code("outside_ops.models:two_stages", ["mine_d"]).keys() == {"outside_ops", "package_d"}
+    assert plugins.code("torchvision:resnet18", ["shift"]) == {}
+    assert plugins.code("resnet18", ["mine_d"]) == before
+    (package / "kernel.py").write_text("GAIN = 1")
+    assert plugins.code("resnet18", ["mine_d"]) != before
+
+
+def test_the_version_of_an_installed_plugin_is_known(tmp_path, monkeypatch):
+    (tmp_path / "outside_b.py").write_text(MINE.replace("mine_d", "mine_e"))
+    installed(tmp_path, "outside_b")
+    (tmp_path / "outside_b-1.0.dist-info" / "top_level.txt").write_text("outside_b")
+    monkeypatch.delitem(sys.modules, "outside_b", raising=False)
+    plugins._declared.cache_clear()
+    plugins._load_installed.cache_clear()
+    assert plugins.code("resnet18", ["mine_e"] if "mine_e" in choices("conv") else [])["outside_b"]["version"] == "1.0"

@@ -20,6 +20,7 @@ from convrepro.models.export import TOLERANCE, export, fuse
 from convrepro.models.surgery import replace_convs
 from convrepro.ops import (
     ConvOperator,
+    GroupPointwise,
     HetConv2d,
     IGCV1Conv2d,
     LowPrecisionConv2d,
@@ -122,6 +123,14 @@ def test_weights_of_deepshift_stay_powers_of_two(variant):
     sign_and_exponent(conv.weight)  # raises for anything else
     assert report.kept == {"1": "after a ShiftConv2d, whose weights must not change"}
     assert "norms kept: 1 after a ShiftConv2d" in report.summary()
+
+
+def test_an_operator_that_has_no_scale_keeps_its_norm_and_says_why():
+    class Plain(GroupPointwise):
+        _scale_ = ConvOperator._scale_
+
+    _, report = fuse(with_random_norms(nn.Sequential(Plain(4, 8, 3), nn.BatchNorm2d(8))))
+    assert report.kept == {"1": "after a Plain, which defines no _scale_, so that nothing is folded into it"}
 
 
 @pytest.mark.parametrize("precision", ["binary", "ternary", "fixed", "shared", "xnor"])

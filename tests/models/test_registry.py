@@ -36,6 +36,7 @@ def constructor(*names: str) -> type:
     space: dict = {}
     exec(f"def __init__(self, {', '.join(names)}): pass", space)
     members = {"__init__": space["__init__"], "macs": lambda *_: 0, "reset_parameters": lambda *_: None}
+    members["forward"] = lambda _, x: x
     return type("Mine", (ConvOperator,), members)
 
 
@@ -90,6 +91,7 @@ def test_a_decorated_operator_is_built_into_a_network_and_may_be_registered_agai
         ("o", constructor(*WORDS, "*", "p"), "Mine: knob 'p' has no default; it needs one that YAML can hold"),
         ("o", constructor(*WORDS, "*", "p=set()"), "Mine: knob 'p' has the default set(); it needs one that YAML"),
         ("o", Mine, "Mine.__init__ lacks the parameter 'in_channels'"),
+        ("o", type("Bare", (Own,), {"forward": nn.Module.forward}), "Bare lacks the method 'forward'"),
     ],
 )
 def test_what_breaks_the_contract_is_one_sentence(name, operator, says):

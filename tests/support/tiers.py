@@ -20,6 +20,8 @@ import pytest
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec"}
 #: What Lightning's trainer is asked to do.
 LOOPS = ("fit", "validate", "test", "predict")
+#: Tests of `convrepro.testing` that take seconds; they have no mark, which outside packages would have to declare.
+SLOW = ("test_compiles_without_graph_breaks",)
 #: Groups of files that share something expensive, by the end of their paths: what one process runs, one after the
 #: other. The groups come first, in this order, those that take longest before the others.
 GROUPS = {
@@ -62,7 +64,7 @@ def assign(items: list[pytest.Item]) -> None:
     for file in light:
         file.own_markers = [mark for mark in file.own_markers if mark.name != "unit"]
     for item, file in files.items():
-        if file in light and not item.get_closest_marker("heavy"):
+        if file in light and not item.get_closest_marker("heavy") and getattr(item, "originalname", "") not in SLOW:
             item.add_marker("unit")
 
 

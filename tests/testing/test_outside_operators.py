@@ -1,9 +1,13 @@
 """An outside package tests its operators with `convrepro.testing`: GhostNet's module and FasterNet's convolution."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from convrepro.ops import conv_arguments, scaled
 from convrepro.testing import OperatorCase, operator_tests
 from support.outside import own_registry
 
@@ -17,6 +21,18 @@ TestGhost = operator_tests(
     OperatorCase(GhostConv2d, 8, 12, {"ratio": 3, "cheap_kernel": 5, "norm": False}),
 )
 TestPartial = operator_tests(OperatorCase(PartialConv2d, 8, 12, {"parts": 4}, undecayed=frozenset({"bias", "gain"})))
+CONTRIBUTING = Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md"
+with own_registry():
+    example: dict = {"__name__": "contributing"}
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), re.S)), example)
+TestFirstChannels = operator_tests(
+    OperatorCase(
+        example["FirstChannels"],
+        knobs={"parts": 2},
+        degenerate={"parts": 1},
+        bad=(({"parts": 3}, ("parts=3 must divide in_channels=8", "valid: 1, 2, 4, 8")),),
+    )
+)
 
 
 def test_a_ghost_module_is_the_papers_formula_in_loops():
@@ -61,6 +77,26 @@ def test_the_generated_tests_fail_for_an_operator_that_breaks_a_promise():
         def macs(self, out_h: int, out_w: int) -> int:
             return 1
 
-    case = OperatorCase(Liar, 8, 12)
-    with pytest.raises(AssertionError):
-        operator_tests(case)().test_macs_are_what_two_counters_see(case, {"padding": 1})
+    class Scales(GhostConv2d):
+        def _scale_(self, scale: Tensor) -> bool:
+            self.weight = scaled(self.weight, scale[: self.weight.shape[0]])
+            return True
+
+    class Forgets(example["FirstChannels"]):
+        @classmethod
+        def from_conv(cls, conv: nn.Conv2d, *, parts: int = 2) -> "Forgets":
+            return cls(**conv_arguments(conv), parts=parts)
+
+    class Blunt(example["FirstChannels"]):
+        def deployed(self) -> nn.Module:
+            return nn.Conv2d(8, 12, 3)
+
+    def fails(operator: type, test: str, *words: object) -> None:
+        case = OperatorCase(operator)
+        with pytest.raises(AssertionError):
+            getattr(operator_tests(case)(), test)(case, *words)
+
+    fails(Liar, "test_macs_are_what_two_counters_see", {"padding": 1})
+    fails(Scales, "test_fold_scales_and_shifts_the_output_or_changes_nothing")
+    fails(Forgets, "test_from_conv_takes_what_the_convolution_has_learnt")
+    fails(Blunt, "test_deployed_form_gives_the_same")

@@ -1,8 +1,13 @@
 """The entry of the command line. It imports the rest where an interrupt is answered, even one in the first moment."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
+
+INTERRUPTED = "convrepro: interrupted; the same command continues from the last checkpoint"
+EXIT_CODE = 128 + signal.SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -10,6 +15,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     An interrupted run exits with 128 plus the number of its signal.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
             from convrepro.cli.completion import complete
@@ -19,9 +26,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         code = execute(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        print("convrepro: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        code = 130
+        print(INTERRUPTED, file=sys.stderr)
+        code = EXIT_CODE
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but ends the process at once where the interrupt comes in the middle of an import.
+
+    There libraries answer an exception in ways of their own: torch, for one, goes on without numpy.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(2, f"{INTERRUPTED}\n".encode())
+            os._exit(EXIT_CODE)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

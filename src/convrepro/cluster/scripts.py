@@ -1,5 +1,10 @@
-"""Writes the job scripts of a submission as text. They contain no values of the environment of `submit`."""
+"""Writes the job scripts of a submission as text.
 
+Of the environment of `submit` they contain the folders of `PLACES` alone, so that jobs find them also where a site has
+sbatch export nothing.
+"""
+
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -12,6 +17,9 @@ from convrepro.config.plugins import words
 
 #: The signal that asks a run to save and to be queued again, and how many seconds before the time limit it is sent.
 NOTICE = "SIGUSR1@90"
+
+#: Variables that name folders, which a run needs.
+PLACES = ("CONVREPRO_TABLES", "CONVREPRO_DATA", "TORCH_HOME", "PYTHONPATH")
 
 
 @dataclass(frozen=True, order=True)
@@ -112,7 +120,8 @@ def _outside() -> str:
 
 def _start(cwd: Path, site: Site) -> list[str]:
     unbuffered = "export PYTHONUNBUFFERED=1  # the log is up to date at any time, also when the run is killed"
-    return [f"cd {_word(cwd)} || exit", unbuffered, *site.setup]
+    places = [f"export {name}={_word(os.environ[name])}" for name in PLACES if os.environ.get(name)]
+    return [f"cd {_word(cwd)} || exit", unbuffered, *places, *site.setup]
 
 
 def _text(title: str, flags: Mapping[str, str | None], lines: Iterable[str]) -> str:

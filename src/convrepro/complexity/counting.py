@@ -161,6 +161,7 @@ def _describe(layer: LayerCount, traced: Trace, counted: set[nn.Parameter]) -> L
         _, facts["out_h"], facts["out_w"] = traced.positions(layer.name)[-1]
     if isinstance(module, Operator):
         facts |= {field: _promised(traced, layer.name, field) for field in _PROMISES if hasattr(module, field)}
+        facts["promised"] = _promised(traced, layer.name, "macs")
         facts["weight_bits"] = module.weight_bits()
     return replace(layer, **facts)
 

@@ -30,6 +30,7 @@ class LayerCount:
         out_h, out_w: output positions of its last call; 1 and T for a linear layer on (B, T, N).
         macs: multiply-accumulates as fvcore counts them, summed over the calls. For "norm", "pool" and "resize" these
             are fvcore's estimates of elementwise operations, such as 2 per element of a batch norm.
+        promised: what the method `macs` of an operator returns, summed over the calls; None for other modules.
         dense_macs: the MACs of the standard convolution that an operator replaces; for other modules `macs`.
         scaled_bias: bias additions as HetConv's tables count them (`hetconv_scaled_bias`); 0 except for convolutions.
         additions: elements of sums of two tensors of one shape, such as residual additions; 0 for an operator.
@@ -56,6 +57,7 @@ class LayerCount:
     out_h: int = 0
     out_w: int = 0
     macs: int = 0
+    promised: int | None = None
     dense_macs: int = 0
     scaled_bias: Fraction | int = 0
     additions: int = 0
@@ -119,13 +121,22 @@ class Count:
         return {"input_size": list(self.input_size), "totals": totals, "layers": layers}
 
     def summary(self) -> str:
-        """Returns the headline with all digits, and fvcore's own total where it has estimates of other operations."""
+        """Returns the headline with all digits, fvcore's own total where it has estimates of other operations, and the
+        first operator that executes another number of multiply-accumulates than its method `macs` returns.
+        """
         size = "x".join(map(str, self.input_size))
         macs, params = self.total("macs"), self.total("params")
         lines = [f"{macs:,} MACs ({_short(macs)}), {params:,} parameters ({_short(params)}) at {size}"]
         if (whole := self.sum("macs")) != macs:
             estimated = dict.fromkeys(e.kind for e in self.layers if e.macs and e.kind not in MULTIPLYING)
             lines.append(f"fvcore's own total, with its estimates for {', '.join(estimated)}: {whole:,}")
+        broken = [layer for layer in self.layers if layer.promised not in (None, layer.macs)]
+        if broken:
+            first = broken[0]
+            lines.append(
+                f"counted as executed, which is not what macs() says in {len(broken)} of the layers, the first of them "
+                f"{first.name!r}: {first.operator}.macs() returns {first.promised:,}, and {first.macs:,} are executed"
+            )
         return "\n".join(lines)
 
     def table(self) -> str:

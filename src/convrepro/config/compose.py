@@ -27,6 +27,9 @@ from convrepro.config.settle import settled
 from convrepro.config.strict import text_of, validated
 from convrepro.errors import ConvReproError
 
+OPEN = ("recipe.optimizer.args", "recipe.schedule.args")
+"""Mappings of the configuration that take keys that no file of ours lists."""
+
 
 def choices(group: str) -> list[str]:
     """The names that a config group offers; those of plugins and of the user's folders among them."""
@@ -146,6 +149,7 @@ def print_info(overrides: Sequence[str], what: str) -> None:
 @contextmanager
 def _hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
+    plugins.tell_hydra()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         yield
 
@@ -206,7 +210,8 @@ def _unknown_key(text: str, key: str, overrides: Sequence[str], *, added: bool) 
             owner = f"{where}={node.name}" if OmegaConf.is_dict(node) and "name" in node else where
             valid = [str(k) for k in node] if OmegaConf.is_dict(node) else []
             named = f"{owner} has no key {part!r}" if owner else f"there is no key {part!r}"
-            return f"{text!r}: {named}{_near(part, valid)}; valid: {', '.join(valid) or 'none'}"
+            hint = f"; to add it, write +{text}" if where in OPEN else ""
+            return f"{text!r}: {named}{_near(part, valid)}; valid: {', '.join(valid) or 'none'}{hint}"
         node = node._get_node(part)
     return None
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _PLAIN = re.compile(r"(?P<key>[+~]{0,2}[\w./@:-]+)=(?P<value>.*)", re.DOTALL)
 _KEY = re.compile(r"[+~]{0,2}(?P<key>[\w./-]+)=")
+_OPEN = "model_args."
 _QUOTE = re.compile(r"[\w./+-]+", re.ASCII)
 
 
@@ -32,12 +33,15 @@ def normal(text: str) -> str:
     """`text` in Hydra's grammar: a value that the grammar does not take, such as `epoch=5-step=10.ckpt`, is quoted.
 
     White space around the override, a trailing carriage return too, is dropped. Values that begin with a quote or a
-    bracket are left as they are, for their quoting is somebody's intention.
+    bracket are left as they are, for their quoting is somebody's intention. An argument of the model is set whether the
+    list has it or not, so that it needs no `+`.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     text = text.strip()
+    if text.startswith(_OPEN):
+        text = f"++{text}"
     match = _PLAIN.fullmatch(text)
     if match is None or match["value"][:1] in ("'", '"', "[", "{"):
         return text

@@ -9,7 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 CONF = ROOT / "conf"
-REPRODUCTIONS = Path(os.path.expanduser(os.environ.get("CONVREPRO_TABLES") or ROOT / "reproductions")).absolute()
+VARIABLE = "CONVREPRO_TABLES"
+REPRODUCTIONS = Path(os.path.expanduser(os.environ.get(VARIABLE) or ROOT / "reproductions")).absolute()
 
 
 def table_names(root: Path = REPRODUCTIONS) -> list[str]:

@@ -49,6 +49,11 @@ def conv_name(conv: Mapping[str, Any]) -> str:
     return f"plan:{'+'.join([*list(titles)[:SHOWN], *more])}"
 
 
+def operators(conv: Mapping[str, Any]) -> set[str]:
+    """The names of the operators of a configuration; of a plan, those of its entries."""
+    return {str(placed["name"]) for placed in conv.get("entries") or [conv]}
+
+
 def _title(entry: Mapping[str, Any]) -> str:
     known = defaults(entry)
     knobs = {key: value for key, value in entry.items() if key not in PLACES and known.get(key) != value}

@@ -9,13 +9,15 @@ groups such as `conv/` and `recipe/`, and its files can be chosen beside those o
 The options set the variables, so that every process that a command starts has the same plugins and folders.
 """
 
+import hashlib
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -27,8 +29,17 @@ PLUGINS, CONFIG_DIR = "CONVREPRO_PLUGINS", "CONVREPRO_CONFIG_DIR"
 ENTRY_POINTS = "convrepro.operators"
 GROUPS = ("conv", "data", "recipe", "budget", "trainer", "logger")
 
-_offered: dict[str, tuple[str, Mapping[str, Any]]] = {}
-"""Description and content of the file in `conv/` that a registered operator would have, by its name."""
+
+class Offer(NamedTuple):
+    """A registered operator: description and content of the file in `conv/` that it would have, and its package."""
+
+    about: str
+    content: Mapping[str, Any]
+    package: str
+
+
+_offered: dict[str, Offer] = {}
+"""The registered operators by name."""
 
 
 def use(modules: Sequence[str], places: Sequence[str]) -> None:
@@ -103,12 +114,42 @@ def any_operators() -> bool:
     return bool(plugins() or _offered or _declared())
 
 
-def offer(name: str, about: str, content: Mapping[str, Any]) -> None:
-    """Makes `conv=<name>` a choice with this content, where no file of that name is there to say otherwise."""
-    from hydra.core.config_store import ConfigStore  # slow, and not needed to show what is on record
+def offer(name: str, about: str, content: Mapping[str, Any], module: str) -> None:
+    """Makes `conv=<name>` a choice with this content, where no file of that name is there to say otherwise.
 
-    ConfigStore.instance().store(name=name, node=dict(content), group="conv", provider="convrepro")
-    _offered[name] = (about, content)
+    `module` is that of the operator's class.
+    """
+    _offered[name] = Offer(about, content, module.partition(".")[0])
+
+
+def code(model: str, operators: Iterable[str]) -> dict[str, dict[str, str | None]]:
+    """What of other packages a network consists of: version and digest of the Python files of each, by its name.
+
+    `model` may name a factory of one; of `operators` those that are registered belong to one. The version of a package
+    that is not installed is None.
+    """
+    named = {_offered[name].package for name in operators if name in _offered}
+    module, factory, _ = model.partition(":")
+    if factory and provides(module):
+        named.add(module.partition(".")[0])
+    return {package: {"version": _version(package), "digest": _digest(package)} for package in sorted(named)}
+
+
+def _version(package: str) -> str | None:
+    owners = packages_distributions().get(package)
+    return version(owners[0]) if owners else None
+
+
+def _digest(package: str) -> str:
+    module = sys.modules[package]
+    places = [Path(place) for place in getattr(module, "__path__", ())]
+    sources = [(path.relative_to(place).as_posix(), path) for place in places for path in place.rglob("*.py")]
+    if not places and module.__file__:
+        sources = [(package, Path(module.__file__))]
+    digest = hashlib.sha256()
+    for name, path in sorted(sources):
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def names(group: str) -> list[str]:
@@ -134,7 +175,7 @@ def describe(group: str, name: str) -> str:
     """What a choice is: the comment in the first line of its file, or the summary of an operator without a file."""
     path = _file(group, name)
     if path is None:
-        return _offered[name][0]
+        return _offered[name].about
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""
 
@@ -147,12 +188,29 @@ def read(path: Path) -> dict[str, Any]:
 def knobs(operator: str) -> dict[str, Any]:
     """The content of an operator's file, or what stands in its place; empty for an operator that is not known."""
     path = _file("conv", operator)
-    return dict(read(path) if path else _offered.get(operator, ("", {}))[1])
+    if path:
+        return dict(read(path))
+    return dict(_offered[operator].content) if operator in _offered else {}
 
 
 def revision() -> tuple[object, ...]:
     """What the choices of the groups depend on besides the files of `conf/`."""
-    return (*folders(), *((name, repr(content)) for name, (_, content) in _offered.items()))
+    return (*folders(), *((name, repr(offered.content)) for name, offered in _offered.items()))
+
+
+def tell_hydra() -> None:
+    """Gives Hydra the choices that have no file; call it before Hydra composes.
+
+    Hydra would take the content of a choice that has a file, too, for a schema of the file, and warn.
+    """
+    from hydra.core.config_store import ConfigStore  # slow, and not needed to show what is on record
+
+    store, present = ConfigStore.instance(), files("conv")
+    for name, offered in _offered.items():
+        if name not in present:
+            store.store(name=name, node=dict(offered.content), group="conv", provider="convrepro")
+        elif "conv" in store.repo:
+            store.repo["conv"].pop(f"{name}.yaml", None)
 
 
 def search_path() -> list[str]:

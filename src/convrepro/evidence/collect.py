@@ -227,6 +227,11 @@ def _data(name: str) -> dict[str, Any]:
     return next((data for data in known if data["name"] == name), {})
 
 
+def _place(environment: Mapping[str, Any]) -> dict[str, Any]:
+    others = {"plugins": environment["plugins"]} if environment.get("plugins") else {}
+    return {key: environment.get(key) for key in ENVIRONMENT} | others
+
+
 def _compact(result: Result) -> Run:
     """What is kept of a run: enough to judge it and to repeat it."""
     curve = [top1 for line in result["history"] if (top1 := line.get("val/top1")) is not None]
@@ -235,7 +240,7 @@ def _compact(result: Result) -> Run:
         "budget": result["budget"],
         "config": {"data": {"name": data_name(result)}},
         "counts": result.get("counts"),
-        "environment": cast(Environment, {key: environment.get(key) for key in ENVIRONMENT}),
+        "environment": cast(Environment, _place(environment)),
         "history": {"val/top1": " ".join(f"{value:.2f}" for value in curve)},
         "metrics": result["metrics"],
         "overrides": result["overrides"],

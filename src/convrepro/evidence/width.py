@@ -1,6 +1,5 @@
 """Dense networks that are narrower: what an operator competes with at the same cost."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
 from convrepro.evidence.counts import count
 from convrepro.models.build import build_network
+from convrepro.models.sources import argument_defaults
 
 WIDTHS = ("width", "widths", "channels", "dims")
 """Arguments of networks that set their width: a factor, or the channels of the stages."""
@@ -32,14 +32,14 @@ def thinned(cfg: RunConfig, macs: int) -> tuple[str, str]:
     nearest = min((low, high), key=lambda factor: abs(cost(factor) - macs))
     value = _scaled(whole, nearest)
     text = str(value).replace(" ", "")
-    return f"+model_args.{name}={text}", f"dense, {name}={text}"
+    return f"model_args.{name}={text}", f"dense, {name}={text}"
 
 
 def _width(cfg: RunConfig) -> tuple[str, Any]:
     """The argument for the width of a network, and its value."""
     network, _ = build_network(cfg)
-    parameters = inspect.signature(type(network).__init__).parameters
-    found = {name: parameters[name].default for name in WIDTHS if name in parameters} | dict(cfg.model_args)
+    defaults = argument_defaults(cfg.model, network)
+    found = {name: defaults[name] for name in WIDTHS if name in defaults} | dict(cfg.model_args)
     for name in WIDTHS:
         value = found.get(name)
         if isinstance(value, (int, float)) or (isinstance(value, (list, tuple)) and value):

@@ -17,7 +17,7 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from convrepro.errors import ConvReproError
-from convrepro.ops.base import fold_bias_, scaled
+from convrepro.ops.base import ConvOperator, fold_bias_, scaled
 
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 TOLERANCE = 1e-3
@@ -145,11 +145,16 @@ def _fold(conv: nn.Module, norm: nn.BatchNorm2d) -> str | None:
     if norm.affine:
         shift = shift + norm.bias
     if isinstance(conv, Foldable):
-        return None if conv.fold_(scale, shift) else f"after a {type(conv).__name__}, whose weights must not change"
+        return None if conv.fold_(scale, shift) else f"after a {type(conv).__name__}, {_unscalable(conv)}"
     if isinstance(conv, nn.Conv2d):
         conv.weight = scaled(conv.weight, scale)
         fold_bias_(conv, scale, shift, conv.weight.dtype)
     return None
+
+
+def _unscalable(conv: nn.Module) -> str:
+    defined = getattr(type(conv), "_scale_", None) is not ConvOperator._scale_
+    return "whose weights must not change" if defined else "which defines no _scale_, so that nothing is folded into it"
 
 
 def _remainder(norm: nn.BatchNorm2d) -> nn.Module:

@@ -46,7 +46,8 @@ def register_operator(name: str, operator: T | None = None, *, linear: type[Line
         LINEAR_OPERATORS[name] = linear
     OPERATORS[name] = operator
     about = (inspect.getdoc(operator) or "").partition("\n")[0]
-    offer(name, about, {"name": name, "where": operator.where, **_plain(knobs(operator))})
+    content = {"name": name, "where": operator.where, **_plain(knobs(operator))}
+    offer(name, about, content, operator.__module__)
     return operator
 
 
@@ -83,6 +84,8 @@ def _check_members(operator: type[nn.Module], base: type, layer: type[nn.Module]
                 f"{operator.__name__}.__init__ has the parameter {given[position]!r} where nn.{layer.__name__} has "
                 f"{name!r}; knobs must be keyword-only"
             )
+    if operator.forward is nn.Module.forward:
+        raise ConvReproError(f"{operator.__name__} lacks the method 'forward'")
 
 
 def _layer_parameters(cls: type[nn.Module]) -> list[str]:

@@ -62,7 +62,7 @@ def check_model(name: str) -> None:
     elif _FACTORY.fullmatch(name):
         _factory(name)
     elif not timm.is_model(name):
-        raise ConvReproError(f"model {name!r} is neither in timm nor in the zoo{_near(name, timm.list_models())}")
+        raise ConvReproError(f"model {name!r} is neither in timm nor in the zoo{_meant(name)}")
 
 
 def create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str, Any]) -> nn.Module:
@@ -82,6 +82,21 @@ def create(name: str, num_classes: int, in_chans: int, model_args: Mapping[str, 
     if not isinstance(network, nn.Module):
         raise ConvReproError(f"model {name} must return a torch.nn.Module; it returns a {type(network).__name__}")
     return network
+
+
+def argument_defaults(name: str, network: nn.Module) -> dict[str, Any]:
+    """Returns the arguments that `model_args` can set, as far as signatures tell, with their defaults.
+
+    These are the parameters of the class of `network`, which is the model `name`; for a factory, its own parameters,
+    and those of the class where it takes any keyword.
+    """
+    signature = inspect.signature(type(network).__init__)
+    found = {parameter.name: parameter.default for parameter in signature.parameters.values()}
+    if _FACTORY.fullmatch(name) and name.partition(":")[0] != TORCHVISION:
+        own = inspect.signature(_factory(name)).parameters.values()
+        open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own)
+        found = (found if open_ended else {}) | {parameter.name: parameter.default for parameter in own}
+    return found
 
 
 def renamed(name: str, state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -148,6 +163,14 @@ def _factory(name: str) -> Callable[..., Any]:
         what = "is not a function" if factory is not None else "does not exist"
         raise ConvReproError(f"model {name}: {attribute} {what} in {module}; write module:function")
     return factory
+
+
+def _meant(name: str) -> str:
+    """What `name` may have been meant for; that may be a factory of a plugin, with a dot for the colon."""
+    module, _, function = name.rpartition(".")
+    if module and plugins.provides(module):
+        return f"; did you mean {module}:{function}?"
+    return _near(name, timm.list_models())
 
 
 def _near(name: str, names: Sequence[str]) -> str:

@@ -2,11 +2,26 @@
 
 from torch import nn
 
-from convrepro.ops.base import ConvOperator, LinearOperator, Operator, conv_arguments, knobs, linear_arguments
+from convrepro.ops.base import (
+    ConvOperator,
+    LinearOperator,
+    Operator,
+    Pair,
+    check_choice,
+    check_divisor,
+    check_positive,
+    conv_arguments,
+    divisors,
+    empty_parameter,
+    knobs,
+    linear_arguments,
+    scaled,
+)
 from convrepro.ops.hetconv import HetConv2d
 from convrepro.ops.igcv1 import IGCV1Conv2d
 from convrepro.ops.igcv2 import IGCV2Conv2d
 from convrepro.ops.igcv3 import IGCV3Conv2d
+from convrepro.ops.init import init_bias_, init_weight_
 from convrepro.ops.low_precision import LowPrecisionConv2d, LowPrecisionLinear
 from convrepro.ops.low_rank import LowRankConv2d
 from convrepro.ops.separable import DepthwisePointwise, GroupPointwise
@@ -47,12 +62,21 @@ __all__ = [
     "LowPrecisionLinear",
     "LowRankConv2d",
     "Operator",
+    "Pair",
     "ShiftConv2d",
     "ShiftLinear",
     "SparseConv2d",
     "SqueezeExcite",
     "SqueezeExciteConv",
+    "check_choice",
+    "check_divisor",
+    "check_positive",
     "conv_arguments",
+    "divisors",
+    "empty_parameter",
+    "init_bias_",
+    "init_weight_",
     "knobs",
     "linear_arguments",
+    "scaled",
 ]

@@ -247,6 +247,10 @@ class LowPrecisionConv2d(LowPrecisionOperator, ConvOperator):
         fan_in, fan_out = self._dense_fans()
         self._draw(init, fan_in=fan_in, fan_out=fan_out)
 
+    def _scale_(self, scale: Tensor) -> bool:
+        """Returns False: weights are codes of few bits."""
+        return False
+
     def forward(self, x: Tensor) -> Tensor:
         """Rounds the weight, and the input if the precision requires it, then applies the convolution."""
         x, padding = self._padded(x)

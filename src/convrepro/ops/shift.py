@@ -318,6 +318,10 @@ class ShiftConv2d(ShiftOperator, ConvOperator):
     def _plain_layer(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         return conv(_keep_layout(weight, self.latents[0]), bias, self.groups, **geometry(self))
 
+    def _scale_(self, scale: Tensor) -> bool:
+        """Returns False: weights are powers of two."""
+        return False
+
     def forward(self, x: Tensor) -> Tensor:
         """Rounds the input and the latents, then applies the convolution."""
         x, weight, bias = self._operands(x)

@@ -46,6 +46,7 @@ class Environment(TypedDict):
     commit: NotRequired[str | None]
     dirty: NotRequired[bool | None]
     versions: NotRequired[dict[str, str | None] | None]
+    plugins: NotRequired[dict[str, dict[str, str | None]] | None]
     device: NotRequired[str | None]
     threads: NotRequired[int | None]
     precision: NotRequired[str | None]

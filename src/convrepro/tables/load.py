@@ -4,6 +4,7 @@ Numbers with a point become Decimal, so that a published 89.90 keeps its digits.
 take ten times as long to list the tables.
 """
 
+import os
 import re
 from collections.abc import Hashable
 from dataclasses import replace
@@ -16,7 +17,7 @@ import yaml
 
 from convrepro.config.nearest import nearest
 from convrepro.config.overrides import shown
-from convrepro.config.paths import REPRODUCTIONS, table_names
+from convrepro.config.paths import REPRODUCTIONS, VARIABLE, table_names
 from convrepro.errors import ConvReproError
 from convrepro.tables.parse import DIGITS, fail, parse_table
 from convrepro.tables.schema import Row, Table, settings
@@ -90,7 +91,8 @@ def find_table(name: str | None, root: Path = REPRODUCTIONS) -> Table | None:
 def _read(name: str, root: Path) -> Table:
     names = list_tables(root)
     if name not in names:
-        raise ConvReproError(f"there is no table {shown(name)}; {nearest(name, names, 'convrepro list')}")
+        own = "" if os.environ.get(VARIABLE) else f"; {VARIABLE}=FOLDER finds your own, FOLDER/paper/table.yaml"
+        raise ConvReproError(f"there is no table {shown(name)}; {nearest(name, names, 'convrepro list')}{own}")
     path = root / f"{name}.yaml"
     place = f"{root.name}/{name}.yaml"
     try:

@@ -23,7 +23,9 @@ class OperatorCase:
     """Its class."""
     in_channels: int = 8
     out_channels: int = 12
+    """Channels with which, and with twice as many groups as one, the operator can be built."""
     knobs: dict[str, Any] = field(default_factory=dict)
+    """The operator's own keywords, by name; what is left out has the default of the signature."""
     name: str = ""
     """In the names of the tests; by default the class and its knobs."""
     degenerate: dict[str, Any] | None = None

@@ -41,6 +41,7 @@ OPTIONAL: dict[str, Callable[[OperatorCase], object]] = {
     "test_equals_the_convolution_at_the_degenerate_knob": lambda case: case.degenerate is not None,
     "test_from_conv_keeps_shape_words_bias_dtype_and_mode": lambda case: hasattr(case.operator, "from_conv"),
     "test_from_conv_of_a_half_is_that_of_the_same_floats": lambda case: hasattr(case.operator, "from_conv"),
+    "test_from_conv_takes_what_the_convolution_has_learnt": lambda case: hasattr(case.operator, "from_conv"),
 }
 """Tests of what an operator need not have, and which cases have it."""
 
@@ -49,8 +50,12 @@ def operator_tests(*cases: OperatorCase) -> type["OperatorTests"]:
     """Returns a class of tests for pytest, to be bound to a name that begins with `Test` in a test module.
 
     Each test runs on each case. The tests compare shapes with `nn.Conv2d`, and the cost with two counters; they check
-    gradients, precision, memory format, tracing, compilation, state, copies and messages, and what the contract in
-    `convrepro.ops.base` asks for. They start no process and train nothing.
+    gradients, precision, memory format, tracing, compilation, state, copies, deployment and messages, and what the
+    contract in `convrepro.ops.base` asks for. They start no process and train nothing.
+
+    They do not know the definition of an operator: that it computes what its paper says is for a test of yours, for
+    example a comparison with loops in float64. With `degenerate` they compare one setting with `nn.Conv2d`, and an
+    operator with a method `dense_weight()`, the kernel (N, C / groups, K, K) that it amounts to, in all settings.
 
     Example:
         TestMine = operator_tests(OperatorCase(MyOperator, 8, 16, {"ratio": 2}))
@@ -131,11 +136,16 @@ class OperatorTests:
             with FlopCounterMode(display=False) as counter:
                 operator.forward_exact(x)
         macs = operator.macs(out_h, out_w)
-        assert isinstance(macs, int)
+        assert isinstance(macs, int), f"macs() returns a {type(macs).__name__}, not an int"
         products = case.products or (lambda module, h, w: case.weights(module) * h * w)
-        assert macs == products(operator, out_h, out_w)
-        assert macs == sum(number for name, number in analysis.by_operator().items() if name in PRODUCTS)
-        assert 2 * macs == counter.get_total_flops()
+        sources = {
+            "fvcore": sum(number for name, number in analysis.by_operator().items() if name in PRODUCTS),
+            "torch's FlopCounterMode": counter.get_total_flops() // 2,
+            "the case (products, or weights x positions)": products(operator, out_h, out_w),
+        }
+        for source, number in sources.items():
+            told = f"macs({out_h}, {out_w}) returns {macs:,}, {source} has {number:,} for forward_exact"
+            assert macs == number, told
         left = operator.multiplications(out_h, out_w) + operator.shifts(out_h, out_w)
         assert left == macs if case.multiplies else 0 < left < macs
 
@@ -220,9 +230,10 @@ class OperatorTests:
         operator = case.build(padding=1)
         x = images(case)
         y = operator(x)
-        assert y.is_contiguous()
+        assert y.is_contiguous(), f"the output of a contiguous input has strides {y.stride()}"
         last = operator.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-        assert last.is_contiguous(memory_format=torch.channels_last)
+        strides = f"the output (B, C, H, W) of an input in channels_last has strides {last.stride()}; C's must be 1"
+        assert last.is_contiguous(memory_format=torch.channels_last), strides
         torch.testing.assert_close(last, y, rtol=0, atol=case.tolerance)
 
     def test_takes_any_batch(self, case: OperatorCase) -> None:
@@ -240,7 +251,6 @@ class OperatorTests:
             x = images(case, batch=3, height=7, width=5)
             torch.testing.assert_close(traced(x), operator(x), rtol=0, atol=case.tolerance)
 
-    @pytest.mark.heavy
     def test_compiles_without_graph_breaks(self, case: OperatorCase) -> None:
         torch._dynamo.reset()
         operator = case.build(padding=1)
@@ -270,6 +280,22 @@ class OperatorTests:
     def test_runs_on_the_meta_device(self, case: OperatorCase) -> None:
         operator = case.build(padding=1, device="meta")
         assert operator(images(case, device="meta")).shape == (2, case.out_channels, 9, 12)
+
+    def test_deployed_form_gives_the_same(self, case: OperatorCase) -> None:
+        for words in GRID:
+            operator = case.build(**words).eval()
+            x = images(case)
+            torch.testing.assert_close(operator.deployed()(x), operator(x), rtol=0, atol=case.tolerance)
+
+    def test_fold_scales_and_shifts_the_output_or_changes_nothing(self, case: OperatorCase) -> None:
+        for words in GRID:
+            operator = case.build(dtype=torch.float64, **words).eval()
+            x = images(case, dtype=torch.float64)
+            scale, shift = torch.randn(2, case.out_channels, dtype=torch.float64)
+            y = operator(x)
+            if operator.fold_(scale, shift):
+                y = scale[:, None, None] * y + shift[:, None, None]
+            torch.testing.assert_close(operator(x), y)
 
     def test_weight_decay_reaches_weights_but_not_biases(self, case: OperatorCase) -> None:
         """timm leaves parameters with fewer than two dimensions out of weight decay."""
@@ -306,6 +332,16 @@ class OperatorTests:
         full = case.operator.from_conv(conv.float(), **case.knobs)
         assert {p.dtype for p in half.parameters()} == {dtype}
         torch.testing.assert_close(half.state_dict(), full.to(dtype).state_dict())
+
+    def test_from_conv_takes_what_the_convolution_has_learnt(self, case: OperatorCase) -> None:
+        """The same convolution gives the same operator, another one another, and the convolution is left as it is."""
+        convs = [nn.Conv2d(case.in_channels, case.out_channels, 3, padding=1).eval() for _ in range(2)]
+        before = copy.deepcopy(convs[0].state_dict())
+        x = images(case)
+        first, again, other = (case.operator.from_conv(conv, **case.knobs)(x) for conv in (convs[0], *convs))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert all(torch.equal(value, before[key]) for key, value in convs[0].state_dict().items())
 
     def test_repr_tells_shape_and_knobs(self, case: OperatorCase) -> None:
         operator = case.build(padding=1)

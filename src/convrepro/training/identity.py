@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convrepro.config.compose import choices, compose_config
+from convrepro.config.plan import operators
+from convrepro.config.plugins import code
 from convrepro.config.schema import RunConfig
 from convrepro.config.scientific import scientific
 from convrepro.models.weights import content_digest
 from convrepro.runs.identity import Identity, former_digest, named
 from convrepro.runs.protocol import Protocol
+from convrepro.runs.result import Result
 from convrepro.training.data import image_data
 
 ADHOC = "adhoc"
@@ -39,11 +42,29 @@ def identity_of(cfg: RunConfig, overrides: Sequence[str], protocol: Protocol) ->
 
 
 def budget_label(cfg: RunConfig) -> str:
-    """The name of the run's budget, with `, changed` where the run spends more or less than that budget does."""
+    """The name of the run's budget, with `, changed` where the run spends more or less than that budget does.
+
+    A budget that takes the bundled sample in the place of the data set says so.
+    """
     name, known = cfg.budget.name, choices("budget")
     files = compose_config([f"budget={name}"]) if name in known else None
     recipe = compose_config([f"recipe={cfg.recipe.name}"]).recipe if cfg.recipe.name in choices("recipe") else None
     whole = cfg.table is not None and "+" not in str(cfg.row)
     same = files is not None and cfg.budget == files.budget
     same &= whole or (recipe is not None and recipe.epochs == cfg.recipe.epochs)
-    return name if same else f"{name}, changed"
+    sample = " on the bundled sample" if cfg.budget.sample else ""
+    return f"{name}{sample}" if same else f"{name}{sample}, changed"
+
+
+def others_code(cfg: RunConfig) -> dict[str, dict[str, str | None]]:
+    """The packages of plugins of which the run's network consists, with their version and a digest of their code."""
+    return code(cfg.model, operators(cfg.conv.model_dump()))
+
+
+def changed_code(cfg: RunConfig, result: Result) -> str:
+    """The end of a sentence where plugins of a finished run are not what they were; empty where nothing is known."""
+    then, now = (result.get("environment") or {}).get("plugins") or {}, others_code(cfg)
+    changed = [name for name, was in then.items() if name in now and was.get("digest") != now[name]["digest"]]
+    if not changed:
+        return ""
+    return f", although the code of {' and '.join(changed)} has changed since: to train again, move the folder away"

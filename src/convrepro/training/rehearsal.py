@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import nn
 
+from convrepro.complexity.tracing import blank_image, counting_form
 from convrepro.config.schema import RunConfig
 from convrepro.data import ImageData
 from convrepro.data.loader import smallest_batch
@@ -60,6 +61,22 @@ def rehearse(cfg: RunConfig) -> None:
                     step_schedule(scheduler, epoch)
         except Exception as error:
             raise ConvReproError(f"recipe.schedule.name={schedule} cannot be used here: {_line(error)}") from error
+
+
+def rehearse_output(network: nn.Module, cfg: RunConfig) -> None:
+    """Run the network on one image in evaluation mode; it remains as it is.
+
+    Raises ConvReproError unless it returns logits (1, num_classes).
+    """
+    with counting_form(network), torch.random.fork_rng(devices=[]):
+        output = network(blank_image(network, (cfg.data.channels, cfg.image_size, cfg.image_size)))
+    wanted = (1, cfg.data.num_classes)
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if shape != wanted:
+        raise ConvReproError(
+            f"model {cfg.model} returns {shape} for one image, but a classifier of data={cfg.data.name} returns a "
+            f"tensor {wanted}: its argument num_classes is {cfg.data.num_classes}"
+        )
 
 
 def rehearse_batch(network: nn.Module, cfg: RunConfig, data: ImageData) -> None:

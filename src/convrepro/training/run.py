@@ -45,11 +45,11 @@ from convrepro.tracking.choice import Logger, log_finished, open_logger
 from convrepro.training.averaging import AveragedWeights
 from convrepro.training.checkpoints import Checkpoints, WholeFiles, resumable
 from convrepro.training.data import image_data
-from convrepro.training.identity import budget_label, identity_of, protocol_of
+from convrepro.training.identity import budget_label, changed_code, identity_of, others_code, protocol_of
 from convrepro.training.log import RunLog
 from convrepro.training.module import Classifier
 from convrepro.training.progress import Progress, bar
-from convrepro.training.rehearsal import rehearse, rehearse_batch
+from convrepro.training.rehearsal import rehearse, rehearse_batch, rehearse_output
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = (
@@ -137,6 +137,7 @@ def _train(this: Run, echo: Callable[[str], None]) -> Result:
     L.seed_everything(cfg.seed, verbose=False)
     network, report = build_network(cfg)
     counted = count_network(network, cfg, cfg.image_size)
+    rehearse_output(network, cfg)
     rehearse_batch(network, cfg, data)
     static = {name: int(counted.total(rule)) for name, rule in STATIC.items()}
     told = Told(echo)
@@ -148,6 +149,8 @@ def _train(this: Run, echo: Callable[[str], None]) -> Result:
     module, trainer, logger = assemble(this, network, static, progress)
     told.go_to(logger)
     environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
+    if others := others_code(cfg):
+        environment["plugins"] = others
     with _closing(logger):
         _execute(this, trainer, module, data, told)
         measured = {
@@ -326,7 +329,8 @@ def _finished(this: Run, echo: Callable[[str], None], repair: bool = False) -> R
             echo(f"{error}: moved to {torn.name}, and written again without training")
         return None
     if result:
-        echo(f"{folder}: finished, top-1 {result['metrics']['last']['top1']:.2f} %; skipped")
+        changed = changed_code(cfg, result)
+        echo(f"{folder}: finished, top-1 {result['metrics']['last']['top1']:.2f} %; skipped{changed}")
         if _first(cfg):
             log_finished(cfg.logger.model_dump(), this.identity, folder, result, this.table)
     return result

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from convrepro.config.compose import check_overrides, compose_config
 from convrepro.config.overrides import key_of, parse
 from convrepro.config.paths import CONF
-from convrepro.config.plugins import search_path
+from convrepro.config.plugins import search_path, tell_hydra
 from convrepro.config.scientific import scientific
 from convrepro.errors import ConvReproError, Interrupted
 from convrepro.runs import interruption
@@ -60,6 +60,7 @@ def sweep(overrides: Sequence[str]) -> int:
     else:
         interruption.listen()
     GlobalHydra.instance().clear()
+    tell_hydra()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="convrepro"):
         try:
             hydra = GlobalHydra.instance().hydra
@@ -114,6 +115,7 @@ def members(overrides: Sequence[str]) -> list[list[str]]:
     if sweeper := next((text for text in overrides if key_of(text) == SWEEPER), None):
         raise ConvReproError(f"{sweeper} chooses the values of a run after the run before; leave out -m or the sweeper")
     texts = [text for text in check_overrides(overrides, sweep=True) if not key_of(text).startswith("hydra")]
+    tell_hydra()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
