@@ -17,6 +17,7 @@ from convrepro.cluster.submission import arrange, remaining, submit
 from convrepro.errors import ConvReproError
 from convrepro.runs.plan import Job
 from convrepro.runs.storage import write_json
+from convrepro.training.runner import validate
 from support import lab_table
 from support.lab_table import no_slurm  # noqa: F401 a fixture
 
@@ -54,6 +55,22 @@ def test_a_dry_run_prints_scripts_that_bash_can_read_and_writes_nothing(tmp_path
     assert "k" * 40 not in told
     assert "of-the-environment" not in told
     assert not runs.exists()
+
+
+def test_rows_are_checked_once_for_all_seeds_and_for_each_value_of_a_sweep(tmp_path):
+    hetconv = "[model=deepshift_mnist_conv, conv=hetconv]"
+    table = lab_table.load(tmp_path / "tables", f"  - {{id: p, label: P, overrides: {hetconv}, published: {{}}}}\n")
+    good, other, bad = (
+        job
+        for knobs in (["conv.p=2"], ["conv.p=5"], ["conv.p=3"])
+        for job in lab_table.jobs(table, tmp_path / "runs", extra=(*lab_table.EXTRA, *knobs))[:1]
+    )
+    seeds = lab_table.jobs(table, tmp_path / "runs", extra=(*lab_table.EXTRA, "conv.p=2"))
+    told: list[str] = []
+    validate([good, other, *seeds], told.append)
+    assert told == ["checked 0 of 2 rows", "checked 1 of 2 rows", ""]
+    with pytest.raises(ConvReproError, match=r"lab/tiny, row p: .*p=3 must divide"):
+        validate([good, bad], told.append)
 
 
 def test_the_command_makes_a_dry_run_without_slurm(tmp_path, capsys, monkeypatch):

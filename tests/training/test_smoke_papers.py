@@ -36,7 +36,7 @@ PAPERS = [pytest.param(paper, marks=[] if paper in ALWAYS else [pytest.mark.exha
 def test_a_row_of_the_paper_trains(paper, tmp_path):
     table, row = ROWS[paper]
     jobs = plan(load_table(f"{paper}/{table}"), budget="smoke", rows=[row], seeds=[0], extra=SMALL, runs=tmp_path)
-    validate(jobs)
+    validate(jobs, print)
     results, failures = run_jobs(jobs, lambda line: None)
     assert failures == {}
     (result,) = results[row].values()

@@ -7,6 +7,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convrepro.cli.progress import status_line
 from convrepro.cli.selection import add_selection, each_table, runs_of, seconds, selected, whole
 from convrepro.runs import interruption
 
@@ -102,7 +103,7 @@ def _queue_all(parts: "Sequence[tuple[argparse.Namespace, list[Job], Path]]", fl
     if len(parts) == 1:
         queue(*parts[0][:2], flags, parts[0][2])
         return
-    validate([job for _, jobs, _ in parts for job in jobs])
+    validate([job for _, jobs, _ in parts for job in jobs], status_line)
     queued = [queue(part, jobs, flags, runs, checked=True) for part, jobs, runs in parts]
     tables = len({part.table for part, _, _ in parts})
     what = "would be queued" if parts and parts[0][0].dry_run else "queued"
@@ -128,7 +129,7 @@ def queue(
         flags=tuple(flags),
     )
     how = {"dry_run": arguments.dry_run, "checked": checked, "gathers": not arguments.no_collect}
-    return submit(jobs, request, load_site(flags), runs, print, **how)
+    return submit(jobs, request, load_site(flags), runs, print, watch=status_line, **how)
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -72,7 +72,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from convrepro.evidence.comparison import Notes
     from convrepro.training.runner import run_jobs, validate
 
-    validate(jobs)
+    validate(jobs, status_line)
     results, failures = run_jobs(jobs, print)
     notes = Notes(table, root, setting, refused)
     notes.measure(print)

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 
 def status_line(done: str) -> None:
-    """Shows how much is counted, where standard error is a terminal."""
+    """Shows how much of something is done, where standard error is a terminal."""
     if sys.stderr.isatty():
-        print(f"\rcounted {done:40}", end="\r", file=sys.stderr, flush=True)
+        print(f"\r{done:48}", end="\r", file=sys.stderr, flush=True)
 
 
 def print_failures(failures: Mapping[str, str]) -> int:

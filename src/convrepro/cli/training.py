@@ -89,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from convrepro.tables import render_table
     from convrepro.training.runner import check_processes, run_jobs, validate
 
-    validate(every)
+    validate(every, status_line)
     if arguments.dry_run:
         print("\n".join(job.line for job in every), flush=True)
         check_processes(every)

@@ -71,7 +71,7 @@ def recount(
     alone = multiprocessing.parent_process() is None  # not a worker that runs its parent's script anew
     counted = (_at_once if many and alone and _workers() > 1 else _in_turn)(networks())
     for done, (key, found) in enumerate(counted, start=1):
-        watch(f"{done} of {len(places)} networks")
+        watch(f"counted {done} of {len(places)} networks")
         for table, row in places[key]:
             try:
                 whole = found()

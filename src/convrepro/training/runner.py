@@ -13,18 +13,20 @@ from convrepro.training.run import check, run
 Results = dict[str, dict[int, Result]]
 
 
-def validate(jobs: Sequence[Job]) -> None:
-    """Compose each row, build its network and look for its data, so that a bad row stops the table before it starts."""
-    seen = set()
-    for job in jobs:
-        if job.row.id in seen:
-            continue
-        seen.add(job.row.id)
+def validate(jobs: Sequence[Job], watch: Callable[[str], None]) -> None:
+    """Compose each row, build its network and look for its data, so that a bad row stops the table before it starts.
+
+    Runs that differ in their seed and starting weights alone are checked once; `watch` hears how many are.
+    """
+    distinct = {(job.identity.table, *without(job.overrides, "weights", "seed")): job for job in jobs}
+    for done, job in enumerate(distinct.values()):
+        watch(f"checked {done} of {len(distinct)} rows")
         try:
             cfg = compose_config(without(job.overrides, "weights"))
             check(cfg)
         except ConvReproError as error:
             raise ConvReproError(f"{job.identity.table}, row {job.row.id}: {error}") from error
+    watch("")
 
 
 def check_processes(jobs: Sequence[Job]) -> None:
