@@ -40,7 +40,7 @@ def test_build_gives_a_network_with_its_convolutions_replaced():
 
 
 def test_the_example_of_the_readme_runs(capsys):
-    (example,) = re.findall(r"### From Python\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
     printed = [line.partition("# ")[2] for line in example.splitlines() if line.startswith("print")]
     assert capsys.readouterr().out.splitlines() == printed

@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / ".github").glob("*.md"))]
 NOTES = sorted(ROOT.glob("reproductions/*/notes.md"))
-USES = re.sub(r"### Add an? .*?(?=\n### |\n## )", "", README, flags=re.DOTALL)  # what is added: test_readme_examples.py
-BLOCKS = [block for page in PAGES[1:] for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
-LINES = [line for text in (USES, *BLOCKS) for line in re.findall(r"^convrepro .*$", text, re.MULTILINE)]
+#: What is typed after an operator or a table was added is typed by test_readme_examples.py.
+USES = [re.sub(r"\n## Add an? [^`]*?\n\n```.*?(?=\n## |\Z)", "", page.read_text(), flags=re.DOTALL) for page in PAGES]
+BLOCKS = [block for text in USES for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+LINES = [line for block in BLOCKS for line in re.findall(r"^convrepro .*$", block, re.MULTILINE)]
 EXAMPLES = [line.split("#")[0].strip() for line in LINES]
 
 

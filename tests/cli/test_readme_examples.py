@@ -1,4 +1,4 @@
-"""The README's examples of adding an operator and a table, followed to the letter in a copy of the project."""
+"""The guide's examples of adding an operator and a table, followed to the letter in a copy of the project."""
 
 import os
 import re
@@ -12,11 +12,11 @@ import pytest
 from support.command import convrepro
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / ".github" / "GUIDE.md").read_text()
 
 
 def section(heading: str) -> str:
-    return README.split(f"### {heading}\n")[1].split("\n## ")[0].split("\n### ")[0]
+    return GUIDE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def blocks(text: str, *languages: str) -> list[str]:
@@ -44,7 +44,7 @@ def commands(text: str) -> list[str]:
 
 
 def exported(project: Path) -> dict[str, str]:
-    """The variables that the README sets for an operator's commands, and all that follow in the same shell."""
+    """The variables that the guide sets for an operator's commands, and all that follow in the same shell."""
     (line,) = re.findall(r"^export (.*?)\s*#", section("Add an operator"), re.MULTILINE)
     return dict(word.replace("$PWD", str(project)).split("=", 1) for word in line.split())
 
@@ -65,7 +65,7 @@ def type_in(project: Path, line: str) -> str:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project, with the operator of the README added; the table uses it."""
+    """A copy of the project, with the operator of the guide added; the table uses it."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("src", "conf", "reproductions"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""A sweep of W&B: README's file, and W&B's real commands, of which `wandb agent` trains what a server hands out."""
+"""A sweep of W&B: the guide's file, and W&B's real commands, of which `wandb agent` trains what a server hands out."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from support.command import CONVREPRO, write_python
 from support.wandb_runs import DEADLINE, IDENTITY, client, served, train
 from support.wandb_server import WandbServer
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+GUIDE = (Path(__file__).parents[2] / ".github" / "GUIDE.md").read_text()
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def wandb(folder: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_an_agent_trains_the_members_of_the_sweep_in_the_readme(server, tmp_path, monkeypatch):
+def test_an_agent_trains_the_members_of_the_sweep_in_the_guide(server, tmp_path, monkeypatch):
     monkeypatch.delenv("CONVREPRO_RUNS", raising=False)
     write_python(tmp_path / "bin/convrepro", *CONVREPRO)
-    (text,) = re.findall(r"`sweep.yaml`.*?```yaml\n(.*?)```", README, re.DOTALL)
+    (text,) = re.findall(r"`sweep.yaml`.*?```yaml\n(.*?)```", GUIDE, re.DOTALL)
     (tmp_path / "sweep.yaml").write_text(text)
     (path,) = re.findall(r"wandb agent (\S+)", wandb(tmp_path, "sweep", "sweep.yaml"))
     (sweep,) = server.sweeps.values()

@@ -35,7 +35,7 @@ def markdown_grid(grid: Grid) -> list[str]:
     """A grid as the lines of a markdown table; its texts are escaped."""
     header, lines = grid
     titles = [
-        f"{_cell(group)}<br>{_cell(title)}" if group and group != header[i - 1][0] else _cell(title)
+        f"{_cell(group)}<br>{_cell(title)}" if group.strip() and group != header[i - 1][0] else _cell(title)
         for i, (group, title) in enumerate(header)
     ]
     rule = ["---:" if group else ":---" for group, _ in header]
