@@ -16,6 +16,7 @@ from convrepro.models.zoo.resnet_cifar import PadShortcut
 
 PARAMETERS = {
     "vgg16_cifar": 14_991_946,
+    "resnet8_cifar": 75_290,
     "resnet20_cifar": 269_722,
     "resnet32_cifar": 464_154,
     "resnet44_cifar": 658_586,

@@ -228,6 +228,14 @@ def test_what_is_not_the_papers_protocol_is_not_compared(changes, verdict):
     assert (result.verdict, result.delta) == (verdict, "")
 
 
+def test_a_table_of_the_bundled_sample_is_judged_on_it():
+    words = ["model=resnet18", "data=fashion_sample", "conv=standard"]
+    given = replace(table(top1()), base=("model=resnet18", "data=fashion_sample"))
+    for name, verdict in (("fashion-sample", "reproduced"), ("fashion-mnist", "proxy")):
+        changes = {"overrides": words, "config": {"data": {"name": name}}}
+        assert cell(given, "top1", {}, runs(93.93, 93.93, 93.93, **changes)).verdict == verdict
+
+
 def test_order_and_repetition_of_overrides_do_not_matter():
     given = table(top1())
     same = run(93.0, overrides=["conv=hetconv", "data=cifar10", "conv=standard", "model=resnet18"])

@@ -31,7 +31,7 @@ from convrepro.tables.schema import (
     Trained,
 )
 
-CONFIDENCES = ("found", "derived", "recalled")
+CONFIDENCES = ("found", "derived", "measured", "recalled")
 #: Digits that a number in a table may have; a paper prints fewer.
 DIGITS = 30
 #: Points or other units that a trained value may be off and count as reproduced, at most.

@@ -43,9 +43,10 @@ class Source:
 class Published:
     """A value that the paper prints, with its source.
 
-    `found`: read in the source named; `derived`: exact arithmetic reproduces the printed digits; `recalled`: not
-    verified, shown with a mark and never deciding a verdict. An unknown value is None, never a guess. The digits are
-    those printed, closing zeros included.
+    `found`: read in the source named; `derived`: exact arithmetic reproduces the printed digits; `measured`: by this
+    project, in the runs that the source names, which are none of the table's own; `recalled`: not verified, shown with
+    a mark and never deciding a verdict. An unknown value is None, never a guess. The digits are those printed, closing
+    zeros included.
 
     `cause` (of `CAUSES`) and `erratum`, the arithmetic, explain a static value that differs from our count.
     """

@@ -68,7 +68,8 @@ class ResNetCifar(CifarClassifier):
     """A 3x3 convolution and stages of `blocks` basic blocks; every stage except the first has stride 2.
 
     By default there are three stages of 16, 32 and 64 channels, which have 6 * blocks + 2 layers. `shortcut` is "pad"
-    (option A) or "conv" (option B). Raises ConvReproError for another shortcut.
+    (option A) or "conv" (option B). `stem_stride=2` halves the resolution in the first convolution. Raises
+    ConvReproError for another shortcut.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ResNetCifar(CifarClassifier):
         se_reduction: int | None = None,
         shortcut: str = "pad",
         widths: Sequence[int] = (16, 32, 64),
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         if shortcut not in SHORTCUTS:
@@ -91,7 +93,7 @@ class ResNetCifar(CifarClassifier):
             return nn.Sequential(first, *others)
 
         channels = widths[0]
-        self.conv1 = nn.Conv2d(in_chans, channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_chans, channels, 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = nn.ReLU(inplace=True)
         self.stages = tuple(f"layer{number}" for number in range(1, len(widths) + 1))
@@ -109,7 +111,14 @@ class ResNetCifar(CifarClassifier):
         return x
 
 
-default_cfgs = generate_default_cfgs({f"resnet{n}_cifar": cifar_cfg("conv1") for n in (18, 20, 32, 44, 56, 110, 1202)})
+DEPTHS = (8, 18, 20, 32, 44, 56, 110, 1202)
+default_cfgs = generate_default_cfgs({f"resnet{depth}_cifar": cifar_cfg("conv1") for depth in DEPTHS})
+
+
+@register_model
+def resnet8_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-8: 75,290 parameters."""
+    return build(ResNetCifar, "resnet8_cifar", pretrained, blocks=1, **kwargs)
 
 
 @register_model
