@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from convrepro.data import ImageData
+from convrepro.data import sample as bundled
 from convrepro.data.loader import BatchLoader, EvalLoader, Normalize
 from convrepro.data.make_sample import sample_arrays
 from convrepro.data.memory import MemorySource
@@ -314,3 +315,32 @@ def test_values_that_cannot_be_meant_raise_before_anything_is_read(changes, mess
 def test_more_examples_than_there_are_raise():
     with pytest.raises(ConvReproError, match=r"7000 examples are asked for, but the train split .* has 6000"):
         sample_data(train_examples=7000).setup()
+
+
+def digits(split: Split) -> list[bytes]:
+    return [image.numpy().tobytes() for image in split.images]
+
+
+def test_what_is_held_out_is_of_the_training_images_the_same_for_every_seed_and_not_trained_on(monkeypatch):
+    read = []
+    load = bundled.load_sample
+    monkeypatch.setattr(bundled, "load_sample", lambda split: read.append(split) or load(split))
+    data = sample_data(holdout=0.1, seed=3, train_examples=None, test_examples=None)
+    assert data.train_examples() == 5400
+    data.setup()
+    assert read == ["train"], "the test images are not read"
+    train, held = data._splits["train"], data._splits["test"]
+    assert torch.bincount(held.labels).tolist() == [60] * 10
+    assert torch.bincount(train.labels).tolist() == [540] * 10
+    assert sorted(digits(train) + digits(held)) == sorted(digits(load("train")))
+    again = sample_data(holdout=0.1, seed=8, train_examples=50, test_examples=20)
+    again.setup()
+    assert set(digits(again._splits["test"])) <= set(digits(held))
+    assert set(digits(again._splits["train"])) <= set(digits(train))
+    assert [len(again._splits[split].labels) for split in ("train", "test")] == [50, 20]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.9999])
+def test_a_share_that_leaves_a_class_empty_is_refused(share):
+    with pytest.raises(ConvReproError, match=rf"budget.holdout={share} holds out .* of 6000 training"):
+        sample_data(holdout=share).setup()

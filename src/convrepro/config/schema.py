@@ -195,6 +195,7 @@ class Budget(Record):
     test_examples: Count | None
     max_image_size: Count | None
     sample: bool
+    holdout: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
 
 
 class Data(Record):

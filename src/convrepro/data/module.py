@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import lightning as L
+import numpy as np
 import torch
 
 from convrepro.data import sample as bundled
@@ -17,13 +17,14 @@ from convrepro.errors import ConvReproError
 SAMPLE = "fashion-sample"
 NAMES = (*SETS, *FOLDERS, SAMPLE)
 AUGMENT_KEYS = {"flip", "crop_padding"}
-AnySplit = TypeVar("AnySplit", Split, FolderSplit)
+AnySplit = Split | FolderSplit
 
 
 class ImageData(L.LightningDataModule):
     """The training and test batches of an image set: images (B, C, H, W) float32 on the training device, labels (B,).
 
-    The validation set is the test set, because papers report test accuracy. No data is read before `setup`.
+    The validation set is the test set, because papers report test accuracy; with `holdout` it is a part of the training
+    set, and the test set is not read. No data is read before `setup`.
 
     Args:
         name: one of `NAMES`.
@@ -35,6 +36,7 @@ class ImageData(L.LightningDataModule):
         batch_size: the batch size of each device.
         augment: {flip: bool, crop_padding: pixels}, for training only.
         train_examples, test_examples: the size of a fixed, class-balanced subset, which is the same for every seed.
+        holdout: the share of the training images that is held out, class by class, for validation; None for none.
         sample: whether to use the bundled Fashion-MNIST sample, in the shape of the set, instead of the set.
         num_workers: the number of processes that decode image files; sets in memory do not need any.
 
@@ -63,6 +65,7 @@ class ImageData(L.LightningDataModule):
         train_examples: int | None = None,
         test_examples: int | None = None,
         sample: bool = False,
+        holdout: float | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -101,8 +104,9 @@ class ImageData(L.LightningDataModule):
         self.seed = seed
         self.examples = {"train": train_examples, "test": test_examples}
         self.sample = sample or name == SAMPLE
+        self.holdout = holdout
         self.num_workers = num_workers
-        self._splits: dict[str, Split | FolderSplit] = {}
+        self._splits: dict[str, AnySplit] = {}
         self._check_shape()
 
     def _check_shape(self) -> None:
@@ -142,18 +146,18 @@ class ImageData(L.LightningDataModule):
         return None if self.verify else SETS[self.name].digest(self.root)
 
     def train_examples(self) -> int:
-        """Returns the number of training images. It lists the files of folders, and reads no image.
+        """Returns the number of training images, without those held out. It lists the files of folders, and reads no
+        image.
 
         Raises ConvReproError if a class folder has no images.
         """
         if (examples := self.examples["train"]) is not None:
             return examples
-        if self.sample:
-            return bundled.TRAIN_EXAMPLES
-        if self.name in FOLDERS:
+        if self.name in FOLDERS and not self.sample:
             self.setup()
             return len(self._splits["train"].labels)
-        return SETS[self.name].counts["train"]
+        whole = bundled.TRAIN_EXAMPLES if self.sample else SETS[self.name].counts["train"]
+        return whole - self._held_out(whole)
 
     def prepare_data(self) -> None:
         """Downloads the missing files if `download` is True. Lightning calls this in one process of each node."""
@@ -161,26 +165,57 @@ class ImageData(L.LightningDataModule):
             SETS[self.name].download(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads both splits. Further calls do nothing."""
-        if not self._splits:
-            self._splits = {split: self._load(split) for split in ("train", "test")}
+        """Reads both splits, or what is held out in the place of the test split. Further calls do nothing.
 
-    def _load(self, split: str) -> Split | FolderSplit:
+        Raises ConvReproError if fewer images are held out than there are classes.
+        """
+        if not self._splits:
+            whole = {split: self._load(split) for split in (("train",) if self.holdout else ("train", "test"))}
+            if self.holdout:
+                whole = self._divided(whole["train"])
+            self._splits = {split: self._finished(data, split) for split, data in whole.items()}
+
+    def _load(self, split: str) -> AnySplit:
         if self.sample:
-            sample = self._subset(bundled.load_sample(split), split, "the bundled sample")
-            return bundled.fit_to(sample, self.channels, self.image_size)
+            return bundled.load_sample(split)
         if self.name in FOLDERS:
             self.check()
-            return self._subset(load_folder(self.root, split), split, FOLDERS[self.name])
-        known = SETS[self.name]
-        return self._subset(known.load(self.root, split, self.verify), split, known.title)
+            return load_folder(self.root, split)
+        return SETS[self.name].load(self.root, split, self.verify)
 
-    def _subset(self, data: AnySplit, split: str, title: str) -> AnySplit:
-        """Returns the class-balanced subset of `data` that `train_examples` or `test_examples` asks for."""
-        if (examples := self.examples[split]) is None:
-            return data
-        chosen = balanced_subset(data.labels.numpy(), examples, f"the {split} split of {title}")
-        return data.take(torch.from_numpy(chosen))
+    def _held_out(self, examples: int) -> int:
+        return round(self.holdout * examples) if self.holdout else 0
+
+    def _divided(self, data: AnySplit) -> dict[str, AnySplit]:
+        """Returns the training images without those held out, in their order, and those held out as the test images."""
+        labels = data.labels.numpy()
+        number = self._held_out(len(labels))
+        if not self.num_classes <= number <= len(labels) - self.num_classes:
+            raise ConvReproError(
+                f"budget.holdout={self.holdout} holds out {number} of {len(labels)} training images; one of each of "
+                f"the {self.num_classes} classes must be held out, and one left"
+            )
+        held = balanced_subset(labels, number, f"the train split of {self._title}")
+        left = np.setdiff1d(np.arange(len(labels)), held)
+        return {"train": data.take(torch.from_numpy(left)), "test": data.take(torch.from_numpy(held))}
+
+    def _finished(self, data: AnySplit, split: str) -> AnySplit:
+        """Returns the class-balanced subset of `data` that `train_examples` or `test_examples` asks for; of the bundled
+        sample, in the shape of the set.
+        """
+        if (examples := self.examples[split]) is not None:
+            place = "held-out images" if self.holdout and split == "test" else f"{split} split"
+            chosen = balanced_subset(data.labels.numpy(), examples, f"the {place} of {self._title}")
+            data = data.take(torch.from_numpy(chosen))
+        if self.sample and isinstance(data, Split):
+            return bundled.fit_to(data, self.channels, self.image_size)
+        return data
+
+    @property
+    def _title(self) -> str:
+        if self.sample:
+            return "the bundled sample"
+        return FOLDERS[self.name] if self.name in FOLDERS else SETS[self.name].title
 
     def train_dataloader(self) -> BatchLoader:
         return BatchLoader(self._source("train"), self.batch_size, self.seed, *self._place())

@@ -15,5 +15,6 @@ def image_data(cfg: RunConfig) -> ImageData:
         train_examples=cfg.budget.train_examples,
         test_examples=cfg.budget.test_examples,
         sample=cfg.budget.sample,
+        holdout=cfg.budget.holdout,
         num_workers=cfg.trainer.num_workers,
     )

@@ -44,7 +44,7 @@ def identity_of(cfg: RunConfig, overrides: Sequence[str], protocol: Protocol) ->
 def budget_label(cfg: RunConfig) -> str:
     """The name of the run's budget, with `, changed` where the run spends more or less than that budget does.
 
-    A budget that takes the bundled sample in the place of the data set says so.
+    A budget that takes the bundled sample in the place of the data set says so, and one that holds images out.
     """
     name, known = cfg.budget.name, choices("budget")
     files = compose_config([f"budget={name}"]) if name in known else None
@@ -53,6 +53,7 @@ def budget_label(cfg: RunConfig) -> str:
     same = files is not None and cfg.budget == files.budget
     same &= whole or (recipe is not None and recipe.epochs == cfg.recipe.epochs)
     sample = " on the bundled sample" if cfg.budget.sample else ""
+    sample += ", evaluated on held-out training images" if cfg.budget.holdout else ""
     return f"{name}{sample}" if same else f"{name}{sample}, changed"
 
 
