@@ -30,7 +30,7 @@ def series(word: str, values: tuple[object, ...], **knobs: object) -> list[dict[
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_finer_layers_make_no_larger_errors(operator: str, settings: list[dict[str, object]], last: float) -> None:
-    errors = [error_by_layer("resnet20_cifar", operator, knobs) for knobs in settings]
+    errors = [error_by_layer("resnet8_cifar", operator, knobs) for knobs in settings]
     assert_never_worse(errors)
     assert errors[-1] <= last
 
