@@ -11,7 +11,7 @@ import pytest
 from convrepro.cli.main import main
 from convrepro.cluster import slurm
 from convrepro.cluster.manifest import Submission
-from convrepro.cluster.scripts import Shape, array_script, collect_script
+from convrepro.cluster.scripts import SAFE, Shape, array_script, collect_script
 from convrepro.cluster.site import Site, load_site, parse_flags
 from convrepro.cluster.submission import arrange, remaining, submit
 from convrepro.errors import ConvReproError
@@ -115,7 +115,16 @@ def test_a_script_runs_each_run_of_its_part_of_the_manifest(tmp_path):
     done = subprocess.run(
         ["bash"], input=text, text=True, capture_output=True, env={**os.environ, "SLURM_ARRAY_TASK_ID": "0"}
     )
-    words = ["task", "python3", "-P", "-m", "convrepro.cli", "task", str(submission.manifest), str(entries[1].index)]
+    words = [
+        "task",
+        "python3",
+        *SAFE.split(),
+        "-m",
+        "convrepro.cli",
+        "task",
+        str(submission.manifest),
+        str(entries[1].index),
+    ]
     assert (done.stdout.splitlines(), done.stderr, done.returncode) == (words, "", 0)
 
 

@@ -77,7 +77,9 @@ def count_macs(model: nn.Module) -> int:
 
 def image(model: nn.Module, batch: int = 2) -> Tensor:
     torch.manual_seed(0)
-    return torch.randn(batch, model.in_chans, *model.default_cfg["input_size"][1:])
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    in_chans = getattr(model, "in_chans", first)  # timm 1.0.15 has no such attribute
+    return torch.randn(batch, in_chans, *model.default_cfg["input_size"][1:])
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convrepro.config.paths import REPRODUCTIONS
@@ -41,12 +42,17 @@ def _autocast() -> Iterator[None]:
 @pytest.fixture
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(hetconv_triton, "_installed", lambda: True)
+    monkeypatch.setattr(hetconv_triton, "INSTALLED", True)
 
 
 def images(dtype: torch.dtype = torch.bfloat16, layout: torch.memory_format = torch.channels_last, device="cuda:0"):
     with FakeTensorMode():
         return torch.empty(2, 8, 5, 6, dtype=dtype, device=device).to(memory_format=layout)
+
+
+def image() -> Tensor:
+    with FakeTensorMode():
+        return torch.empty(8, 5, 6, dtype=torch.bfloat16, device="cuda:0")
 
 
 @pytest.mark.usefixtures("_gpu")
@@ -59,11 +65,11 @@ def test_auto_takes_the_kernel_only_for_what_was_measured(monkeypatch):
     assert not hetconv_triton.wins(images(layout=torch.contiguous_format), bf16)
     assert not hetconv_triton.wins(images(device="cpu"), bf16)
     assert not hetconv_triton.wins(images(device="cuda:1"), bf16), "Triton launches on the current device"
-    assert not hetconv_triton.wins(images()[0], bf16)
+    assert not hetconv_triton.wins(image(), bf16)
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not hetconv_triton.wins(images(), bf16)
-    monkeypatch.setattr(hetconv_triton, "_installed", lambda: False)
+    monkeypatch.setattr(hetconv_triton, "INSTALLED", False)
     assert not hetconv_triton.wins(images(), bf16)
 
 

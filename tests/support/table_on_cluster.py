@@ -117,10 +117,11 @@ class Lab:
                 words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if words[1:5] == ["-P", "-m", "convrepro.cli", "task"] and "--ended" not in words:
-                manifest = Path(words[5])
+            task = [word for word in words[1:] if word != "-P"]
+            if task[:3] == ["-m", "convrepro.cli", "task"] and "--ended" not in task:
+                manifest = Path(task[3])
                 if manifest.is_relative_to(self.runs):
-                    entry = Submission(manifest.parent).entries[int(words[6])]
+                    entry = Submission(manifest.parent).entries[int(task[4])]
                     found.setdefault(Path(entry.folder), []).append(int(process.name))
         return found
 

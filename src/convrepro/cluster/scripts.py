@@ -7,6 +7,7 @@ sbatch export nothing.
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from convrepro.config.plugins import words
 #: The signal that asks a run to save and to be queued again, and how many seconds before the time limit it is sent.
 NOTICE = "SIGUSR1@90"
 
+#: Keeps the folder of the command off Python's path; Python 3.10 has no such option.
+SAFE = "-P " if sys.version_info >= (3, 11) else ""
 #: Variables that name folders, which a run needs.
 PLACES = ("CONVREPRO_TABLES", "CONVREPRO_DATA", "TORCH_HOME", "PYTHONPATH")
 
@@ -80,7 +83,7 @@ def array_script(submission: Submission, array: Array, site: Site, table: str, c
     }
     if array.shape.gpu and not GPUS & flags.keys():
         own["gpus-per-node"] = str(array.shape.devices)
-    python = f"{site.python} -P -m convrepro.cli task {_outside()}{_word(submission.manifest)}"
+    python = f"{site.python} {SAFE}-m convrepro.cli task {_outside()}{_word(submission.manifest)}"
     last = array.first + array.count - 1
     return _text(
         f"{table}, submission {submission.number}: runs {array.first} to {last} of its manifest",
@@ -109,7 +112,7 @@ def collect_script(submission: Submission, site: Site, table: str, cwd: Path) ->
         "output": _pattern(submission.folder / "logs" / "collect.log"),
     }
     title = f"{table}, submission {submission.number}: gathers the results"
-    gather = f"exec {site.python} -P -m convrepro.cli gather {_outside()}{_word(submission.manifest)}"
+    gather = f"exec {site.python} {SAFE}-m convrepro.cli gather {_outside()}{_word(submission.manifest)}"
     return _text(title, {**own, **flags}, [*_start(cwd, site), gather])
 
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ If four times the difference between the network in float32 and in float64 is la
 """
 
 CHECKED_BATCHES = (1, 3)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @runtime_checkable
@@ -197,6 +199,14 @@ def check_target(path: Path) -> None:
             raise ConvReproError(f"{path} needs {error.name}: pip install 'convrepro[export]'") from error
 
 
+def _remedy(fused: nn.Module, path: Path) -> str:
+    """What helps where torch 2.6 was not able to write a batch norm that stays; empty elsewhere."""
+    norms = any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    if path.suffix == ".pt2" or not norms or not torch.__version__.startswith("2.6."):
+        return ""
+    return "; torch 2.6 cannot write a batch norm that is not folded to ONNX: take a newer torch, or a .pt2"
+
+
 def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
     """Writes the fused `network` (see `fuse`) to `path`, for images like `example` (B, C, H, W) in batches of any size.
 
@@ -220,8 +230,8 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
     except OSError as error:
         raise ConvReproError(f"{path} cannot be written: {error}") from error
     except Exception as error:  # The exporters can raise anything.
-        reason = str(error).strip().partition("\n")[0]
-        raise ConvReproError(f"the network cannot be exported to {path}: {type(error).__name__}: {reason}") from error
+        reason = f"{type(error).__name__}: {_COLOUR.sub('', str(error)).strip().partition(chr(10))[0]}"
+        raise ConvReproError(f"the network cannot be exported to {path}: {reason}{_remedy(fused, path)}") from error
     finally:
         partial.unlink(missing_ok=True)
     if not difference <= allowed:

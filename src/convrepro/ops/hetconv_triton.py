@@ -11,7 +11,6 @@ torch (`torch.ops.convrepro`), so that `torch.compile` and CUDA graphs take them
 """
 
 from collections.abc import Sequence
-from functools import cache
 from importlib.util import find_spec
 from typing import Any, List  # noqa: UP035
 
@@ -28,16 +27,14 @@ Words = List[int]  # noqa: UP006 (torch 2.6 knows no list[int])
 """Height and width."""
 
 
+INSTALLED = find_spec("triton") is not None
+
+
 def fits(x: Tensor) -> bool:
     """Whether the kernels take this input here: Triton is installed, and x is on a GPU (or Triton interprets), in
     float32, float16 or bfloat16, of less than 2^31 entries.
     """
-    return (x.is_cuda or interpreted()) and _installed() and x.dtype in DTYPES and x.numel() < 2**31
-
-
-@cache
-def _installed() -> bool:
-    return find_spec("triton") is not None
+    return (x.is_cuda or interpreted()) and INSTALLED and x.dtype in DTYPES and x.numel() < 2**31
 
 
 def wins(x: Tensor, weights: torch.dtype) -> bool:
