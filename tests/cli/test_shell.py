@@ -74,8 +74,9 @@ def test_outputs_that_end_early_or_cannot_be_written_or_lack_letters(tmp_path):
 @pytest.mark.heavy
 def test_an_interrupt_during_the_imports_ends_with_130_and_no_traceback():
     """From when Python itself has started, which is when the folder of this package is looked at."""
-    first = """import sys
+    first = """import signal, sys
 from convrepro.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 class Told:
     def find_spec(self, name, *_):

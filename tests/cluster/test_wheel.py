@@ -13,6 +13,7 @@ import pytest
 from support import command
 from support.outside import PACKAGE
 from support.table_on_cluster import result
+from support.versions import OLDEST
 from support.wheel import install
 
 pytestmark = [pytest.mark.cluster]
@@ -49,7 +50,9 @@ def test_an_installed_package_is_used_by_every_verb_and_on_the_cluster(installed
     assert "GhostConv2d" in typed("count", *NETWORK, "conv=ghost_dw5")
     assert typed("count", "outside/ghost").count("Ghost") >= 2
     assert "top-1" in typed("train", *NETWORK, "conv=partial", *SMALL)
-    assert "2 operators deployed" in typed("export", *NETWORK, "conv=ghost_dw5", "--to", "net.onnx")
+    assert "2 operators deployed" in typed(
+        "export", *NETWORK, "conv=ghost_dw5", "--to", "net.pt2" if OLDEST else "net.onnx"
+    )
     timing = ["--batch-size", "2", "--rounds", "1", "--modes", "inference"]
     assert "MACs x 0." in typed("bench", "outside/ghost", "--rows", "ghost5", *timing)
     words = ["compare", *NETWORK, "data=fashion_sample", *SMALL, "--budget", "smoke", "--modes", "none"]

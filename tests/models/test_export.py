@@ -33,6 +33,7 @@ from convrepro.ops.igc import ChannelShuffle
 from convrepro.ops.power_of_two import sign_and_exponent
 from convrepro.ops.quantizers import fixed_point
 from support.operator_cases import CASES, OperatorCase
+from support.versions import needs_norms_in_onnx
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 WORDS = [
@@ -272,7 +273,10 @@ class Gallery(nn.Module):
         return maps + [linear(x[:, :8, 0, 0]) for linear in self.linear]
 
 
-@pytest.mark.parametrize(("suffix", "cases"), [("onnx", CASES), ("pt2", CASES[::6])], ids=["onnx", "pt2"])
+@pytest.mark.parametrize(
+    ("suffix", "cases"),
+    [pytest.param("onnx", CASES, id="onnx", marks=needs_norms_in_onnx), pytest.param("pt2", CASES[::6], id="pt2")],
+)
 def test_every_operator_in_a_file(tmp_path, suffix, cases):
     network = with_random_norms(Gallery(cases))
     path = tmp_path / f"all.{suffix}"
@@ -312,6 +316,7 @@ def test_the_verb_writes_what_a_checkpoint_gives(tmp_path, capsys):
     assert "3 operators deployed, 4 norms folded" in capsys.readouterr().out
 
 
+@needs_norms_in_onnx
 def test_a_network_that_rounds_inputs_is_compared_as_far_as_it_is_determined(tmp_path):
     """A sum on the edge between two numbers falls to either side, and the layers behind multiply that."""
     torch.manual_seed(0)

@@ -199,6 +199,11 @@ def check_target(path: Path) -> None:
             raise ConvReproError(f"{path} needs {error.name}: pip install 'convrepro[export]'") from error
 
 
+def _first(error: BaseException) -> BaseException:
+    """The exception with which a chain of them began."""
+    return _first(error.__cause__) if error.__cause__ else error
+
+
 def _remedy(fused: nn.Module, path: Path) -> str:
     """What helps where torch 2.6 was not able to write a batch norm that stays; empty elsewhere."""
     norms = any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
@@ -230,7 +235,8 @@ def export(network: nn.Module, example: Tensor, path: str | Path) -> Exported:
     except OSError as error:
         raise ConvReproError(f"{path} cannot be written: {error}") from error
     except Exception as error:  # The exporters can raise anything.
-        reason = f"{type(error).__name__}: {_COLOUR.sub('', str(error)).strip().partition(chr(10))[0]}"
+        cause = _first(error) if type(error).__name__ == "ConversionError" else error  # which explains at length
+        reason = f"{type(cause).__name__}: {_COLOUR.sub('', str(cause)).strip().partition(chr(10))[0]}"
         raise ConvReproError(f"the network cannot be exported to {path}: {reason}{_remedy(fused, path)}") from error
     finally:
         partial.unlink(missing_ok=True)
