@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from convrepro.config.compose import GROUPS, choices, compose_config
+from convrepro.config.overrides import normal
 from convrepro.config.paths import CONF
 from convrepro.config.plugins import describe
 from convrepro.errors import ConvReproError
@@ -39,7 +40,7 @@ def test_every_row_of_every_table_composes(name):
 def by_hydra(overrides):
     """Compose by Hydra alone, and compare."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        tree = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+        tree = OmegaConf.to_container(compose("train", overrides=[*map(normal, overrides)]), resolve=True)
     composed = compose_config(overrides).model_dump()
     composed["recipe"] = tree["recipe"] = None  # what follows from a budget and a number of epochs has its own tests
     composed["logger"] = composed["logger"] | tree["logger"]

@@ -134,6 +134,7 @@ KINDS = {
     "budget.test_examples": nullable(whole(1)),
     "budget.max_image_size": nullable(whole(4)),
     "budget.sample": flag,
+    "budget.holdout": nullable(lambda v: number(0, 1, open_end=True)(v) and v != 0),
     "trainer.accelerator": one_of("cpu"),
     "trainer.devices": devices,
     "trainer.num_nodes": one_of(1, 2),
