@@ -168,11 +168,14 @@ def test_a_comparison_is_trained_measured_and_shown(compared):
 def test_the_same_command_again_trains_and_measures_nothing(compared):
     folder, words, _ = compared
     record = next((folder / "comparisons").rglob("compared/*.json"))
-    before = json.loads(record.read_text())["rows"]
+    page = next((folder / "comparisons").rglob("*.md"))
+    before, said = json.loads(record.read_text())["rows"], page.read_text()
+    assert all(row["time"] for row in before.values())
     done = convrepro(*words, *QUICK, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/" not in done.stdout
     assert json.loads(record.read_text())["rows"] == before
+    assert page.read_text() == said, "when and at which commit it was measured does not change"
 
 
 def test_what_was_measured_on_another_machine_is_measured_anew(tmp_path):

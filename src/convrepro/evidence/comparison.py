@@ -42,6 +42,8 @@ class Measured(TypedDict):
     macs_ratio: Positive
     ratios: dict[str, Ratio]
     converted: NotRequired[dict[str, float]]
+    commit: NotRequired[str | None]
+    time: NotRequired[str]
 
 
 @with_config(ON_DISK)
@@ -61,6 +63,10 @@ def record_path(table: str, root: Path) -> Path:
     """Where the record of the comparison `paper/name` is."""
     paper, name = table.split("/")
     return root / paper / "compared" / f"{name}.json"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _ratio(found: speed.Ratio) -> Ratio:
@@ -86,7 +92,7 @@ class Notes:
             "rows": kept,
             "setting": asdict(setting),
             "environment": environment,
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "time": _now(),
         }
         write_json(self.path, self.record)
 
@@ -97,6 +103,9 @@ class Notes:
         record = read_file(Record, self.path)
         was, now = ({**how, "modes": None} for how in (record["setting"], asdict(self.setting)))
         same = was == now and all(record["environment"][key] == environment[key] for key in ("device", "threads"))
+        for found in record["rows"].values():
+            found.setdefault("commit", record["environment"].get("commit"))
+            found.setdefault("time", record["time"])
         return record["rows"] if same else {}
 
     def measure(self, echo: Callable[[str], None]) -> None:
@@ -117,6 +126,8 @@ class Notes:
                 "exported_bytes": size,
                 "macs_ratio": 1.0,
                 "ratios": {},
+                "commit": self.record["environment"].get("commit"),
+                "time": _now(),
             }
             if row is not dense:
                 timed = compare(pair, replace(self.setting, modes=modes))

@@ -137,8 +137,10 @@ def facts(record: Record, results: Results) -> list[str]:
     if budgets and budgets != {"paper"}:
         said.append("Few examples and epochs: a proxy, good for the order of very different networks at best.")
     speed = f"Speed: batches of {setting['batch_size']}, {place['threads']} threads, {setting['rounds']} rounds"
-    commit = f", commit {str(place.get('commit'))[:12]}" if place.get("commit") else ""
-    return [*said, f"{speed}, {place['device']}{commit}; {record['time']}."]
+    commits = dict.fromkeys(str(row.get("commit"))[:12] for row in record["rows"].values() if row.get("commit"))
+    times = sorted({row.get("time", record["time"]) for row in record["rows"].values()}) or [record["time"]]
+    where = f", commit {', '.join(commits)}" if commits else ""
+    return [*said, f"{speed}, {place['device']}{where}; {' to '.join(dict.fromkeys((times[0], times[-1])))}."]
 
 
 def figure(table: Table, found: Sequence[Line], cost: str) -> Accuracy | None:
