@@ -340,6 +340,12 @@ def test_what_is_held_out_is_of_the_training_images_the_same_for_every_seed_and_
     assert [len(again._splits[split].labels) for split in ("train", "test")] == [50, 20]
 
 
+def test_the_sample_in_the_place_of_a_set_of_more_classes_is_divided_by_its_own():
+    data = sample_data(holdout=0.1, num_classes=1000, train_examples=None, test_examples=None)
+    data.setup()
+    assert torch.bincount(data._splits["test"].labels).tolist() == [60] * 10
+
+
 @pytest.mark.parametrize("share", [0.001, 0.9999])
 def test_a_share_that_leaves_a_class_empty_is_refused(share):
     with pytest.raises(ConvReproError, match=rf"budget.holdout={share} holds out .* of 6000 training"):

@@ -57,8 +57,8 @@ def submit(
     watch: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Queues those of `jobs` that are neither finished nor queued, as job arrays, and, if it `gathers`, a job that
-    gathers the results. Returns how many runs it queues. `checked` jobs are not validated again; `watch`
-    hears how many rows are.
+    gathers the results. Returns how many runs it queues. `checked` jobs are not validated again; `watch` hears how
+    many rows are.
 
     Every row is validated first. Raises ConvReproError where a row would fail or Slurm rejects a script; then nothing
     of this submission remains in the queue. A dry run prints the scripts and writes nothing; it does not need Slurm.

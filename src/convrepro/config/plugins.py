@@ -144,8 +144,8 @@ def _digest(package: str) -> str:
     module = sys.modules[package]
     places = [Path(place) for place in getattr(module, "__path__", ())]
     sources = [(path.relative_to(place).as_posix(), path) for place in places for path in place.rglob("*.py")]
-    if not places and module.__file__:
-        sources = [(package, Path(module.__file__))]
+    if not places and (file := getattr(module, "__file__", None)):
+        sources = [(package, Path(file))]
     digest = hashlib.sha256()
     for name, path in sorted(sources):
         digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())

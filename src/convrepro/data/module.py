@@ -189,11 +189,11 @@ class ImageData(L.LightningDataModule):
     def _divided(self, data: AnySplit) -> dict[str, AnySplit]:
         """Returns the training images without those held out, in their order, and those held out as the test images."""
         labels = data.labels.numpy()
-        number = self._held_out(len(labels))
-        if not self.num_classes <= number <= len(labels) - self.num_classes:
+        number, classes = self._held_out(len(labels)), len(np.unique(labels))
+        if not classes <= number <= len(labels) - classes:
             raise ConvReproError(
                 f"budget.holdout={self.holdout} holds out {number} of {len(labels)} training images; one of each of "
-                f"the {self.num_classes} classes must be held out, and one left"
+                f"the {classes} classes must be held out, and one left"
             )
         held = balanced_subset(labels, number, f"the train split of {self._title}")
         left = np.setdiff1d(np.arange(len(labels)), held)
