@@ -67,6 +67,10 @@ def patterns(v: Value) -> bool:
     return text(v) or (isinstance(v, list) and all(map(text, v)))
 
 
+def empty(v: Value) -> bool:
+    return v == []
+
+
 def never(v: Value) -> bool:
     return False
 
@@ -94,6 +98,14 @@ KINDS = {
     "conv.exclude": patterns,
     "conv.unfit": never,
     "conv.entries": one_of(None),
+    "prune.by": one_of(None),
+    "prune.ratio": one_of(None),
+    "prune.macs": one_of(None),
+    "prune.params": one_of(None),
+    "prune.include": empty,
+    "prune.exclude": empty,
+    "prune.layers": empty,
+    "prune.multiple_of": whole(1, 1024),
     "data.name": name,
     "data.root": text,
     "data.download": flag,

@@ -49,6 +49,12 @@ def conv_name(conv: Mapping[str, Any]) -> str:
     return f"plan:{'+'.join([*list(titles)[:SHOWN], *more])}"
 
 
+def made_by(config: Mapping[str, Any]) -> str:
+    """What makes a run's network cheaper: its operator or plan; `pruned:l1` where filters are removed instead."""
+    by = (config.get("prune") or {}).get("by")
+    return f"pruned:{by}" if by else conv_name(config["conv"])
+
+
 def operators(conv: Mapping[str, Any]) -> set[str]:
     """The names of the operators of a configuration; of a plan, those of its entries."""
     return {str(placed["name"]) for placed in conv.get("entries") or [conv]}

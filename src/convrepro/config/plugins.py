@@ -27,7 +27,7 @@ from convrepro.errors import ConvReproError
 
 PLUGINS, CONFIG_DIR = "CONVREPRO_PLUGINS", "CONVREPRO_CONFIG_DIR"
 ENTRY_POINTS = "convrepro.operators"
-GROUPS = ("conv", "data", "recipe", "budget", "trainer", "logger")
+GROUPS = ("conv", "prune", "data", "recipe", "budget", "trainer", "logger")
 
 
 class Offer(NamedTuple):

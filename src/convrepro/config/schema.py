@@ -198,6 +198,44 @@ class Budget(Record):
     holdout: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
 
 
+class LayerRatio(Record):
+    """The share of filters that layers of some names lose."""
+
+    include: Patterns
+    ratio: Share
+
+
+class Prune(Record):
+    """Which filters are removed before training; none with `by=None`.
+
+    A field at its default is no part of the scientific settings, so that runs without pruning keep their digests.
+    """
+
+    by: Literal["l1", "bn_scale", "taylor", "random"] | None = None
+    ratio: Share | None = None
+    macs: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    params: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    include: Patterns = Field(default_factory=list)
+    exclude: Patterns = Field(default_factory=list)
+    layers: list[LayerRatio] = Field(default_factory=list)
+    multiple_of: Annotated[int, Field(ge=1, le=1024)] = 1
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "Prune":
+        targets = {key: value for key in ("ratio", "macs", "params") if (value := getattr(self, key)) is not None}
+        if self.by is None:
+            given = targets | {key: value for key in ("include", "exclude", "layers") if (value := getattr(self, key))}
+            for key, value in given.items():
+                raise Rule(f"prune.{key}", value, "needs a score: prune=l1, bn_scale, taylor or random")
+        elif len(targets) > 1:
+            key, value = list(targets.items())[1]
+            raise Rule(f"prune.{key}", value, f"and prune.{next(iter(targets))} are both given; give one of them")
+        elif not targets and not self.layers:
+            rule = "needs an amount: prune.ratio, prune.macs, prune.params or prune.layers"
+            raise Rule("prune.by", self.by, rule)
+        return self
+
+
 class Data(Record):
     name: Name
     root: Text = execution()
@@ -271,6 +309,7 @@ class RunConfig(Record):
     """Everything that one run is configured by: the content of `conf/train.yaml` with its groups, resolved."""
 
     conv: Conv
+    prune: Prune = Field(default_factory=Prune)
     data: Data
     recipe: Recipe
     budget: Budget
@@ -292,6 +331,9 @@ class RunConfig(Record):
     def _rules(self) -> "RunConfig":
         if (self.table is None) != (self.row is None):
             raise Rule("table", self.table, f"and row={text_of(self.row)} go together: give both, or neither")
+        if self.prune.by and self.conv.name != "standard":
+            rule = f"goes with conv=standard, and conv={self.conv.name} is given"
+            raise Rule("prune.by", self.prune.by, rule)
         if self.weights_sha256 and not self.weights:
             raise Rule("weights_sha256", self.weights_sha256, "is given without weights; it is the digest of that file")
         if self.recipe.augment.crop_padding > self.image_size:

@@ -83,8 +83,10 @@ def _scientific(model: type[BaseModel], tree: Mapping[str, Any]) -> Tree:
             continue
         value, inner = tree[name], field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
-            found[name] = _scientific(inner, value)
-        elif field.is_required() or value != field.default:
+            settings = _scientific(inner, value)
+            if settings or field.is_required():
+                found[name] = settings
+        elif field.is_required() or value != field.get_default(call_default_factory=True):
             found[name] = _whole(value)
     return found
 

@@ -23,7 +23,7 @@ from convrepro.runs.storage import write_whole
 
 #: The rooms of this package that a count depends on.
 ROOMS = ("complexity", "config", "evidence", "models", "ops")
-LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "hydra-core")
+LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "hydra-core", "torch-pruning")
 VARIABLE = "CONVREPRO_CACHE"
 
 

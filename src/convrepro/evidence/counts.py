@@ -13,7 +13,7 @@ import torch
 from convrepro import complexity
 from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
-from convrepro.config.schema import Conv, RunConfig
+from convrepro.config.schema import Conv, Prune, RunConfig
 from convrepro.errors import ConvReproError
 from convrepro.models.build import build_network
 from convrepro.models.surgery import SurgeryReport
@@ -38,9 +38,9 @@ def describe_network(cfg: RunConfig) -> str:
     """The layers of the network that `cfg` describes with their cost, and the part of `conv=standard`'s, as text."""
     counted, report = count(cfg)
     lines = [f"{cfg.model}: {report.summary()}", counted.table(), counted.summary()]
-    if report.replaced:
+    if report.replaced or report.pruned:
         standard = Conv(name="standard", where=cfg.conv.where or "dense_kxk")
-        dense = count(cfg.model_copy(update={"conv": standard}))[0]
+        dense = count(cfg.model_copy(update={"conv": standard, "prune": Prune(), "weights": None}))[0]
         of = {rule: counted.total(rule) / Fraction(dense.total(rule)) for rule in ("macs", "params")}
         more = " (more than conv=standard)" if of["macs"] > 1 else ""
         macs, params = (f"{float(part):.3f}" for part in of.values())
@@ -135,7 +135,7 @@ def _of(table: Table, row: Row, error: ConvReproError) -> ConvReproError:
 
 def _network(cfg: RunConfig) -> str:
     size = (cfg.data.channels, cfg.data.image_size, cfg.data.num_classes)
-    return repr((cfg.model, cfg.model_args, cfg.conv, cfg.se_reduction, size))
+    return repr((cfg.model, cfg.model_args, cfg.conv, cfg.prune, cfg.se_reduction, size))
 
 
 def row_count(table: Table, row: Row) -> complexity.Count:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
 from convrepro.config.overrides import without
+from convrepro.config.plan import made_by
 from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
 from convrepro.evidence.speed_record import SCHEMA
@@ -148,7 +149,7 @@ def pairs_of_table(table: Table, rows: Sequence[str], batch_size: int) -> list[P
 def pair_of_network(overrides: Sequence[str], batch_size: int) -> Pair:
     """Pairs the network that `overrides` describe with the same network with standard convolutions.
 
-    Raises ConvReproError where `overrides` replace no convolution.
+    Raises ConvReproError where `overrides` replace no convolution and remove no filter.
     """
     dense = _dense(overrides)
     if dense is None:
@@ -156,14 +157,15 @@ def pair_of_network(overrides: Sequence[str], batch_size: int) -> Pair:
             "conv=standard replaces nothing; name an operator to time against it, such as conv=hetconv"
         )
     cfg = compose_config(overrides)
-    return Pair(f"{cfg.model} {cfg.conv.title}", tuple(overrides), "standard", dense, batch_size)
+    return Pair(f"{cfg.model} {made_by(cfg.model_dump())}", tuple(overrides), "standard", dense, batch_size)
 
 
 def _dense(overrides: Sequence[str]) -> tuple[str, ...] | None:
-    """The overrides of the same network with standard convolutions; None where `overrides` replace none."""
-    if compose_config(overrides).conv.name == "standard":
+    """The overrides of the same network with standard convolutions and all filters; None where it is that network."""
+    cfg = compose_config(overrides)
+    if cfg.conv.name == "standard" and not cfg.prune.by:
         return None
-    return tuple(without(overrides, "conv", "se_reduction"))
+    return tuple(without(overrides, "conv", "prune", "se_reduction"))
 
 
 def compare_all(

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from convrepro.config.schema import Conv, RunConfig
 from convrepro.config.strict import Record, validated
 from convrepro.errors import ConvReproError
+from convrepro.models.filters import Gradients
+from convrepro.models.pruning import prune, take_shapes, whole
 from convrepro.models.sources import check_model, create, renamed
 from convrepro.models.state_dict import differences, take
 from convrepro.models.surgery import Entry, SurgeryReport, check_operator, replace_by_plan
@@ -20,8 +23,28 @@ class _Settings(Record):
     conv: Conv
 
 
-def build_network(cfg: RunConfig) -> tuple[nn.Module, SurgeryReport]:
-    """Returns the network of `cfg` with its convolutions replaced, and the report of the replacement."""
+def build_network(cfg: RunConfig, gradients: Gradients | None = None) -> tuple[nn.Module, SurgeryReport]:
+    """Returns the network of `cfg` with its convolutions replaced and filters removed, and the report about it.
+
+    `gradients` accumulates the gradients of the loss, which `prune=taylor` needs where weights are given. Raises
+    ConvReproError as `build` and `pruning.prune` do.
+    """
+    network, report = _built(cfg, cfg.weights)
+    if not cfg.prune.by:
+        return network, report
+    if cfg.prune.by == "taylor" and not cfg.weights and gradients is None:
+        gradients = _no_gradients  # how many filters go, which is all there is to know, depends on no weight
+    image = torch.zeros(1, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
+    base = whole(_built(cfg, None)[0] if report.pruned else network, image)
+    report.pruned = prune(network, cfg.prune, base, image, seed=cfg.seed, gradients=gradients)
+    return network, report
+
+
+def _no_gradients(network: nn.Module) -> None:
+    """Leaves a network without gradients."""
+
+
+def _built(cfg: RunConfig, weights: str | None) -> tuple[nn.Module, SurgeryReport]:
     return build(
         cfg.model,
         conv=cfg.conv.model_dump(),
@@ -29,8 +52,8 @@ def build_network(cfg: RunConfig) -> tuple[nn.Module, SurgeryReport]:
         in_chans=cfg.data.channels,
         se_reduction=cfg.se_reduction,
         init=cfg.recipe.init,
-        weights=cfg.weights,
-        weights_sha256=cfg.weights_sha256,
+        weights=weights,
+        weights_sha256=cfg.weights_sha256 if weights else None,
         model_args=cfg.model_args,
     )
 
@@ -62,7 +85,7 @@ def build(
     it, or if timm's own reader renames them to those (as it does for torchvision's), the checkpoint is loaded first,
     and the replaced layers are converted from it. Otherwise its keys must be those of the network with the operator in
     place. The operators then have the sizes that an earlier conversion selected layer by layer, such as the ranks of
-    `LowRankConv2d` for an energy.
+    `LowRankConv2d` for an energy. A checkpoint of a pruned network gives the network its numbers of filters.
 
     Raises ConvReproError for an unknown name, for arguments that the model rejects, for a checkpoint that is missing,
     unreadable, has another digest or belongs to another network, and for a checkpoint of this project that was trained
@@ -94,6 +117,8 @@ def build(
         report.weights = f"weights={weights}: {taken}{keys}; loaded {how}"
         return network, report
     report = swap(state=state)
+    if _is_pruned(content) and take_shapes(network, state):
+        report.pruned = "as the weights are"
     unfit_replaced = differences(network, state)
     if unfit_replaced:
         fewest = min(unfit, unfit_replaced, key=len)
@@ -115,6 +140,12 @@ def check_names(model: str, conv: Conv) -> None:
             check_operator(entry.name, entry.where, entry.knobs)
         except ConvReproError as error:
             raise ConvReproError(f"conv.entries[{index}]: {error}" if conv.entries else str(error)) from None
+
+
+def _is_pruned(content: Mapping[Any, object]) -> bool:
+    """Whether a checkpoint of this project is of a network that has lost filters."""
+    settings = content.get("settings")
+    return isinstance(settings, Mapping) and bool(settings.get("pruned"))
 
 
 def _check_settings(

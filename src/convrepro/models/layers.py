@@ -78,18 +78,18 @@ def select(model: nn.Module, rule: Rule, kinds: Mapping[str, str], *, linear: bo
 def left_out(site: Site, include: Sequence[str], exclude: Sequence[str]) -> str | None:
     """Returns the reason if the patterns leave a site out, else None. A pair has the names of both convolutions."""
     names = (site.name, *site.merged[:1])
-    if include and not _matches(names, include):
+    if include and not matches(names, include):
         return "not in include"
-    return "in exclude" if _matches(names, exclude) else None
+    return "in exclude" if matches(names, exclude) else None
 
 
 def check_patterns(key: str, patterns: Iterable[str], names: Iterable[str]) -> None:
     """Raises ConvReproError for a pattern that matches none of the layers' `names`; the message has near ones."""
     layers = list(names)
     for pattern in patterns:
-        if _matches(layers, [pattern]):
+        if matches(layers, [pattern]):
             continue
-        if any(_matches([name], [f"{pattern}.*"]) for name in layers):
+        if any(matches([name], [f"{pattern}.*"]) for name in layers):
             hint = f"{pattern}.* matches the layers in {pattern}"
         else:
             starts = dict.fromkeys(".".join(n.split(".")[: pattern.count(".") + 1]) for n in layers)
@@ -98,7 +98,7 @@ def check_patterns(key: str, patterns: Iterable[str], names: Iterable[str]) -> N
         raise ConvReproError(f"{key}: {pattern!r} matches no layer of the network; {hint}")
 
 
-def _matches(names: Iterable[str], patterns: Sequence[str]) -> bool:
+def matches(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 

@@ -72,18 +72,21 @@ class Swap:
 class SurgeryReport:
     """The result of a surgery. `kept` holds the reason for each convolution that was not replaced.
 
-    `weights` is one line about the checkpoint that the network was loaded from, set by `models.build`.
+    `weights` is one line about the checkpoint that the network was loaded from, and `pruned` one about removed filters;
+    both are set by `models.build`.
     """
 
     entries: Sequence[Entry]
     replaced: list[Swap] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
+    pruned: str | None = None
 
     def summary(self) -> str:
-        """Returns one line: how many layers were replaced, and how many were kept for each reason."""
+        """Returns one line: how many layers were replaced, how many were kept for each reason, what was removed."""
         if not self.replaced:
-            return f"{', '.join(dict.fromkeys(entry.operator for entry in self.entries))}: no layer replaced"
+            operators = ", ".join(dict.fromkeys(entry.operator for entry in self.entries))
+            return f"{operators}: no layer replaced" + (f"; pruned {self.pruned}" if self.pruned else "")
         counts = Counter(swap.entry for swap in self.replaced)
         several = len(self.entries) > 1
         parts = [

@@ -25,7 +25,7 @@ from typing import Any, Literal, cast
 
 import wandb
 
-from convrepro.config.plan import conv_name
+from convrepro.config.plan import made_by
 from convrepro.config.secrets import confidential_variables, is_secret, secret_in
 from convrepro.errors import ConvReproError, Interrupted, visible
 from convrepro.runs.environment import commit
@@ -244,7 +244,7 @@ def described(
     """
     trained = (config["budget"]["epochs"] or config["recipe"]["epochs"]) if config["train"] else 0
     scalars = {f"{group}_name": config[group]["name"] for group in ("data", "budget")}
-    scalars = {"conv_name": conv_name(config["conv"]), **scalars}
+    scalars = {"conv_name": made_by(config), **scalars}
     scalars |= {"table": identity.table, "row": identity.row, "seed": identity.seed, "commit": revision, "dirty": dirty}
     scalars["epochs"] = trained
     tags = [config["model"], *(scalars[f"{group}_name"] for group in ("conv", "data", "budget"))]

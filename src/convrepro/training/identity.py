@@ -33,7 +33,7 @@ def identity_of(cfg: RunConfig, overrides: Sequence[str], protocol: Protocol) ->
     """The name of the run; a run that was made under the name of an older version keeps that."""
     if cfg.table and cfg.row:
         return Identity(cfg.table, cfg.row, cfg.seed, cfg.budget.name)
-    what = f"{cfg.model.replace(':', '.')}-{cfg.conv.name}"
+    what = f"{cfg.model.replace(':', '.')}-{'pruned' if cfg.prune.by else cfg.conv.name}"
     identity = Identity(ADHOC, f"{what}-{protocol.digest[:8]}", cfg.seed, cfg.budget.name)
     texts = [o for o in overrides if o.startswith("budget.")] + named(overrides)
     former = Identity(ADHOC, f"{what}-{former_digest(texts)}", cfg.seed, cfg.budget.name)

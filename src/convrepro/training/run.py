@@ -50,6 +50,7 @@ from convrepro.training.log import RunLog
 from convrepro.training.module import Classifier
 from convrepro.training.progress import Progress, bar
 from convrepro.training.rehearsal import rehearse, rehearse_batch, rehearse_output
+from convrepro.training.saliency import saliency
 
 #: Warnings of Lightning about its own internals, or about what is meant here.
 NOISE = (
@@ -135,7 +136,7 @@ def _train(this: Run, echo: Callable[[str], None]) -> Result:
     clock = time.monotonic()
     data = image_data(cfg)
     L.seed_everything(cfg.seed, verbose=False)
-    network, report = build_network(cfg)
+    network, report = build_network(cfg, saliency(data) if cfg.prune.by == "taylor" else None)
     counted = count_network(network, cfg, cfg.image_size)
     rehearse_output(network, cfg)
     rehearse_batch(network, cfg, data)
@@ -146,7 +147,7 @@ def _train(this: Run, echo: Callable[[str], None]) -> Result:
     if report.weights:
         told(report.weights)
     progress = Progress(folder, cfg.epochs, told)
-    module, trainer, logger = assemble(this, network, static, progress)
+    module, trainer, logger = assemble(this, network, static, progress, pruned=bool(report.pruned))
     told.go_to(logger)
     environment = describe(str(trainer.strategy.root_device), cfg.trainer.precision)  # now: the code that is loaded
     if others := others_code(cfg):
@@ -206,9 +207,9 @@ class Told:
 
 
 def assemble(
-    this: Run, network: torch.nn.Module, static: dict[str, int], progress: Progress
+    this: Run, network: torch.nn.Module, static: dict[str, int], progress: Progress, *, pruned: bool = False
 ) -> tuple[Classifier, L.Trainer, Logger | None]:
-    """Module, trainer and logger of a run, all from its configuration."""
+    """Module, trainer and logger of a run, all from its configuration; checkpoints say whether it is `pruned`."""
     cfg, folder, epochs = this.cfg, this.folder, progress.epochs
     config = cfg.model_dump()
     if cfg.trainer.channels_last:
@@ -219,6 +220,7 @@ def assemble(
         "model": cfg.model,
         "model_args": cfg.model_args,
         "conv": cfg.conv.model_dump(),
+        "pruned": pruned,
         "overrides": this.overrides,
         "config": config,
         "protocol": this.protocol.record,

@@ -17,8 +17,8 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 class VggCifar(CifarClassifier):
     """13 convolutions 3x3 with bias, each with batch norm and ReLU, in five stages that end in a 2x2 max pool.
 
-    Optional squeeze-and-excitation follows each ReLU of a convolution. For an image of 32x32 the average pool has one
-    position, for a larger image it has more.
+    Optional squeeze-and-excitation follows each ReLU of a convolution. `width` multiplies the number of filters of each
+    convolution. For an image of 32x32 the average pool has one position, for a larger image it has more.
     """
 
     def __init__(
@@ -27,16 +27,17 @@ class VggCifar(CifarClassifier):
         in_chans: int = 3,
         drop_rate: float = 0.0,
         se_reduction: int | None = None,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_chans
         for stage in STAGES:
-            for width in stage:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            for filters in (max(1, round(filters * width)) for filters in stage):
+                layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.BatchNorm2d(filters), nn.ReLU(inplace=True)]
                 if se_reduction is not None:
-                    layers.append(squeeze_excite(width, se_reduction))
-                channels = width
+                    layers.append(squeeze_excite(filters, se_reduction))
+                channels = filters
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.neck = nn.Sequential(*average_pool(), nn.Linear(channels, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True))
