@@ -131,6 +131,17 @@ def set_scale(ax: Axes, axis: str, values: Sequence[float], *, log: bool = False
     getattr(ax, f"set_{axis}ticks")(ticks, [_short(tick) for tick in ticks])
 
 
+def set_signed_scale(ax: Axes, values: Sequence[float], least: float) -> None:
+    """Sets the y axis to a logarithmic scale on both sides of zero, which is linear below `least`."""
+    ax.set_yscale("symlog", linthresh=least, linscale=0.5)
+    low, high = min(-2 * least, *values), max(2 * least, *values)
+    ax.set_ylim(1.6 * low, 1.6 * high)
+    ticks = [sign * step * 10.0**power for sign in (-1, 1) for power in range(-3, 4) for step in (1, 3)]
+    shown = [0.0, *(tick for tick in ticks if abs(tick) >= least and 1.6 * low <= tick <= 1.6 * high)]
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_yticks(shown, [f"{tick:+g}" if tick else "0" for tick in shown])
+
+
 def _round_values(low: float, high: float) -> list[float]:
     """Round values from `low` to `high` for a logarithmic axis: only powers of ten where the range is large."""
     if high < 2 * low:

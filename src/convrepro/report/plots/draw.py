@@ -19,6 +19,7 @@ from convrepro.report.plots.canvas import (
     height_of,
     new_canvas,
     set_scale,
+    set_signed_scale,
     spot_of,
     stroke,
     text_size,
@@ -42,6 +43,9 @@ from convrepro.report.plots.figures import (
 from convrepro.report.plots.labels import spread
 from convrepro.report.plots.speeds import TRAINING, Speeds
 from convrepro.report.plots.style import HEAD, LINE, LINES, MUTED, SMALL, STYLE, TEXT, WIDTH
+
+#: Percent from which differences of costs are drawn on a logarithmic scale.
+LEAST = 0.1
 
 
 def svg(figure: Figure) -> str:
@@ -161,26 +165,28 @@ def _at_height(pair: Pair, y: float) -> Pair:
 def _costs(figure: Costs) -> Canvas:
     marks = [point.dot.mark for _, points in figure.panels for point in points]
     least = f"; labelled from {100 * figure.label_from:g} %" if figure.label_from else ""
-    canvas = new_canvas(figure, 320, marks, f"line: the same value{least}")
+    canvas = new_canvas(figure, 320, marks, f"line: the same value{least}; scale logarithmic from {LEAST:g} %")
     width = WIDTH / len(figure.panels)
     for i, (of, points) in enumerate(figure.panels):
         ax = add_axes(canvas, 52 + i * width, 36, WIDTH - (i + 1) * width + 20, HEAD)
         ax.set_xlabel(f"published {of}")
-        ax.set_ylabel(f"recomputed {of}")
-        _identity(canvas, ax, points)
+        ax.set_ylabel("recomputed, difference in %" if i == 0 else "")
+        _differences(canvas, ax, points)
     return canvas
 
 
-def _identity(canvas: Canvas, ax: Axes, points: Sequence[Cost]) -> None:
-    """Draws the points, and the line on which both values are the same."""
-    dots = [point.dot for point in points]
-    for axis in "xy":
-        set_scale(ax, axis, [value for dot in dots for value in (dot.x, dot.y)], log=True)
-    ends = ax.get_xlim()
-    ax.plot(ends, ends, color=MUTED, lw=0.8, zorder=1, gid=f"identity-{len(canvas.axes)}")
+def _differences(canvas: Canvas, ax: Axes, points: Sequence[Cost]) -> None:
+    """Draws by how many percent ours differs from the published value, over that; the line is at the same value.
+
+    The scale is logarithmic in both directions from `LEAST` percent on, so that small and large differences are seen.
+    """
+    dots = [replace(point.dot, y=100 * (point.dot.y / point.dot.x - 1)) for point in points]
+    set_scale(ax, "x", [dot.x for dot in dots], log=True)
+    set_signed_scale(ax, [dot.y for dot in dots], LEAST)
+    ax.plot(ax.get_xlim(), (0, 0), color=MUTED, lw=0.8, zorder=1, gid=f"identity-{len(canvas.axes)}")
     draw_marks(ax, dots)
-    line = [box_of(ax, Dot(value, value, EXACT), 2) for value in np.geomspace(*ends, 60)]
-    labelled = [(point.label, point.dot) for point in points if point.label]
+    line = [box_of(ax, Dot(float(x), 0.0, EXACT), 2) for x in np.geomspace(*ax.get_xlim(), 60)]
+    labelled = [(point.label, dot) for point, dot in zip(points, dots, strict=True) if point.label]
     write_labels(canvas, ax, labelled, [*line, *(box_of(ax, dot) for dot in dots)])
 
 
