@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from convrepro.errors import visible
-from convrepro.evidence.comparison import Record
+from convrepro.evidence.comparison import Measured, Record
 from convrepro.report.html.inline import inline_svg
 from convrepro.report.html.page import template
 from convrepro.report.plots import draw
@@ -57,11 +57,18 @@ class Line:
         return statistics.fmean(self.top1) if self.top1 else -1.0
 
 
-def lines(table: Table, statics: Statics, results: Results, record: Record, cost: str) -> list[Line]:
+def lines(
+    table: Table,
+    statics: Statics,
+    results: Results,
+    rows: Mapping[str, Measured],
+    refused: Mapping[str, str],
+    cost: str,
+) -> list[Line]:
     """The networks, those of the Pareto front of top-1 and `cost` first, then by accuracy; what is refused last."""
     found = []
     for row in table.rows:
-        measured = record["rows"].get(row.id)
+        measured = rows.get(row.id)
         runs = results.get(row.id, {})
         found.append(
             Line(
@@ -76,7 +83,7 @@ def lines(table: Table, statics: Statics, results: Results, record: Record, cost
         )
     found = [replace(one, front=bool(one.top1) and not any(_dominates(o, one, cost) for o in found)) for one in found]
     found.sort(key=lambda one: (not one.front, -one.accuracy, one.costs[cost]))
-    return found + [Line(title, reason=reason) for title, reason in record["refused"].items()]
+    return found + [Line(title, reason=reason) for title, reason in refused.items()]
 
 
 def _dominates(one: Line, other: Line, cost: str) -> bool:

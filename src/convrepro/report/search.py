@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from convrepro.errors import visible
@@ -13,10 +13,10 @@ from convrepro.report.comparison import Line
 from convrepro.report.plots import draw
 from convrepro.report.plots.figures import OURS, Dot, Trials
 from convrepro.runs.storage import write_whole
-from convrepro.search.finalists import Finalists
+from convrepro.search.finalists import Finalists, title_of
 from convrepro.search.search import Search
-from convrepro.search.trial import Trial, front, hypervolume, points
-from convrepro.tables import Results, Table
+from convrepro.search.trial import State, Trial, front, hypervolume, points
+from convrepro.tables import Results, Statics, Table
 
 HELD_OUT, TEST = "held-out top-1", "test top-1"
 LEGEND = (
@@ -24,7 +24,7 @@ LEGEND = (
     "({cost}). Test top-1: on the test images, by networks that were trained on all training images; mean and standard "
     "deviation over the seeds (number). The search itself saw held-out training images alone."
 )
-STATES = ("complete", "stopped", "failed", "running")
+STATES: tuple[State, ...] = ("complete", "stopped", "failed", "running")
 
 
 def summary(search: Search, trials: Sequence[Trial]) -> list[str]:
@@ -105,9 +105,9 @@ def figure(search: Search, trials: Sequence[Trial]) -> Trials | None:
     return Trials(search.name, title, tuple(dots.values()), best)
 
 
-def lines(table: Table, statics: Mapping, results: Results, found: Finalists, cost: str = "macs") -> list[Line]:
+def lines(table: Table, statics: Statics, results: Results, found: Finalists) -> list[Line]:
     """The networks that were trained at the end, those of the front first; rivals that are missing last."""
-    return comparison.lines(table, statics, results, {"rows": {}, "refused": found.missing}, cost)
+    return comparison.lines(table, statics, results, {}, found.missing, "macs")
 
 
 def as_text(found: Sequence[Line]) -> str:
@@ -119,9 +119,9 @@ def write(
     search: Search, trials: Sequence[Trial], table: Table, found: Sequence[Line], chosen: Finalists, root: Path
 ) -> list[Path]:
     """Writes CSV, JSON, Markdown, plot and HTML page of the networks of the end; returns the paths."""
-    by_trial = {f"trial {trial['number']}": trial["top1"] for trial in chosen.found}
+    by_trial = {title_of(trial): trial["top1"] for trial in chosen.found}
     held_out = ", ".join(f"{title} {top1:.2f}" for title, top1 in by_trial.items() if top1 is not None)
-    said = [*summary(search, trials), f"{HELD_OUT} of the networks that were chosen: {held_out}."]
+    said = [*summary(search, trials), f"Chosen networks by {HELD_OUT}: {held_out}."]
     said.append(f"Below: {TEST}, budget {search.budget}. {Path(search.name).name}-trials.svg shows the trials.")
     more = {"accuracy": f"{TEST} in percent", "held_out_top1": by_trial}
     return comparison.write_pages(table, found, said, root, "macs", LEGEND, more, TEST)

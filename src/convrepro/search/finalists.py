@@ -32,6 +32,11 @@ class Finalists:
     missing: dict[str, str] = field(default_factory=dict)
 
 
+def title_of(trial: Trial) -> str:
+    """The name of the row of a trial."""
+    return f"found, trial {trial['number']}"
+
+
 def spread(numbers: Sequence[int], most: int) -> list[int]:
     """At most `most` of the numbers, evenly spaced, the last and, of several, the first among them."""
     if len(numbers) <= most:
@@ -52,7 +57,7 @@ def finalists(search: Search, trials: Sequence[Trial], most: int, uniform: int |
         reasons = [trial["reason"] for trial in trials if trial["state"] == "failed" and "reason" in trial]
         raise ConvReproError(f"no trial was trained to its end{f': {reasons[-1]}' if reasons else ''}")
     space, costs = search.space, [trial["macs"] for trial in chosen]
-    rows = [Choice(f"trial {trial['number']}", space.overrides(trial["params"])) for trial in chosen]
+    rows = [Choice(title_of(trial), space.overrides(trial["params"])) for trial in chosen]
     rivals = {
         title: params for title, params in space.uniform().items() if not search.limits.excess(space.cost(params))
     }

@@ -22,7 +22,7 @@ from convrepro.search import halving
 from convrepro.search.samplers import propose
 from convrepro.search.space import Cost, Space
 from convrepro.search.study import Study, Taken
-from convrepro.search.trial import Trial, now, worker
+from convrepro.search.trial import State, Trial, now, worker
 from convrepro.training.data import image_data
 from convrepro.training.identity import identity_of, protocol_of
 from convrepro.training.run import check, run
@@ -261,17 +261,19 @@ def _train(search: Search, trial: Trial, trials: Sequence[Trial], echo: Echo) ->
         where = f" (traceback in {trial['run']}/{ERROR})" if "run" in trial else ""
         outcome = ended(trial, "failed", reason=f"{type(error).__name__}: {error}{where}")
     else:
-        history = {str(int(line["epoch"]) + 1): line["val/top1"] for line in result["history"]}
-        trial = {**trial, "accuracies": history, "top1": result["metrics"]["last"]["top1"]}
+        trial["accuracies"] = {str(int(line["epoch"] or 0) + 1): line["val/top1"] or 0.0 for line in result["history"]}
+        trial["top1"] = result["metrics"]["last"]["top1"]
         outcome = ended(trial, "complete")
     if outcome["state"] == "failed":
         echo(f"  failed: {outcome.get('reason')}")
     search.study.write(outcome)
 
 
-def ended(trial: Trial, state: Any, **more: Any) -> Trial:
+def ended(trial: Trial, state: State, reason: str = "") -> Trial:
     """The trial as it is once it has ended."""
-    whole: Trial = {**trial, "state": state, "ended": now(), **more}
+    whole: Trial = {**trial, "state": state, "ended": now()}
+    if reason:
+        whole["reason"] = reason
     return whole
 
 
@@ -285,7 +287,7 @@ def _copied(trial: Trial, twin: Trial) -> Trial:
     copied: Trial = {**trial, "accuracies": twin["accuracies"], "top1": twin["top1"], "same_as": twin["number"]}
     if "run" in twin:
         copied["run"] = twin["run"]
-    return ended(copied, twin["state"], **({"reason": twin["reason"]} if "reason" in twin else {}))
+    return ended(copied, twin["state"], twin.get("reason", ""))
 
 
 def _run(search: Search, trial: Trial, words: list[str], epochs: int, echo: Echo) -> Result:

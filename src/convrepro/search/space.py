@@ -102,6 +102,7 @@ class Space:
         dimensions: the choices by name: of a layer or a group of layers its operators, of an option its values.
         members: the layers of each dimension that is not an option.
         refused: why an operator fits nowhere, by its title.
+        dense: the cost of the network without an operator and without options.
     """
 
     def __init__(self, found: Definition, base: Sequence[str]) -> None:
@@ -117,7 +118,6 @@ class Space:
             raise ConvReproError(f"{SPACES}/{found.name}.yaml: {DENSE} is always a choice; leave it out")
         self.refused: dict[str, str] = {}
         self.network = compose_config([*self.base, "conv=standard"])
-        self.dense = _total(count(self.network)[0])
         values = {key: [_text(value) for value in listed] for key, listed in found.options.items()}
         combinations = list(product(*values.values()))
         if len(combinations) > MOST_VARIANTS:
@@ -134,6 +134,8 @@ class Space:
             )
         self.options = tuple(values)
         self.dimensions: dict[str, tuple[str, ...]] = {**choices, **{key: tuple(v) for key, v in values.items()}}
+        plain = not values and self.network.se_reduction is None
+        self.dense = self.cost(dict.fromkeys(choices, DENSE)) if plain else _total(count(self.network)[0])
 
     @property
     def size(self) -> int:
