@@ -64,7 +64,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     arguments, rest = command.parse_known_args(words[:end])
     if words[end:]:
         if not hasattr(arguments, "flags"):
-            command.error(f"`convrepro {arguments.verb}` takes no arguments after --; only submit and resubmit do")
+            takers = "submit, resubmit and search"
+            command.error(f"`convrepro {arguments.verb}` takes no arguments after --; only {takers} do")
         arguments.flags = words[end + 1 :]
     tables = hasattr(arguments, "table")
     fits = [word[:1] != "-" and ("=" in word or tables) for word in rest]

@@ -32,6 +32,9 @@ OWN = {
     "row": "a search writes a table of its own",
 }
 SAMPLERS = ("nsga2", "tpe", "random", "controller")
+#: The options of a worker.
+WORKERS = ("space", "sampler", "trials", "max-macs", "max-params", "budget", "holdout", "halving", "seed", "finalists")
+WORKERS += ("uniform", "seeds", "no-final", "name", "out")
 NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}", re.ASCII)
 
 
@@ -61,7 +64,8 @@ def add(verbs: Any) -> None:
     verb.add_argument("--no-final", action="store_true", help="only search; read no test image")
     verb.add_argument("--name", default="", help="the name of the search (default: from what it searches)")
     verb.add_argument("--out", type=expanduser, default="searches", help="the folder for table and pages")
-    verb.set_defaults(execute=_search)
+    verb.add_argument("--submit", type=whole, metavar="N", help="queue N workers on a SLURM cluster; do not train here")
+    verb.set_defaults(execute=_search, flags=[])
 
 
 def _number(text: str) -> float:
@@ -87,6 +91,8 @@ def _search(arguments: argparse.Namespace) -> int:
     print(f"{search.study.folder}: {search.space.size:,} networks; the same command continues the search", flush=True)
     for title, reason in search.space.refused.items():
         print(f"refused: {title}: {reason}", flush=True)
+    if arguments.submit is not None:
+        return _queue(arguments, search)
     trials = work(search, arguments.trials, _say)
     root = Path(arguments.out).absolute()
     print("\n".join([*summary(search, trials), *front_lines(search, trials)]), flush=True)
@@ -106,8 +112,10 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises ConvReproError for an option outside its range, and for an override that the search sets itself."""
     if arguments.sampler not in SAMPLERS:
         raise ConvReproError(f"--sampler {shown(arguments.sampler)} is unknown; valid: {', '.join(SAMPLERS)}")
-    for option in ("trials", "finalists"):
-        if getattr(arguments, option) < 1:
+    if arguments.flags and arguments.submit is None:
+        raise ConvReproError(f"{arguments.flags[0]} is a flag of sbatch, which has no effect without --submit")
+    for option in ("trials", "finalists", "submit"):
+        if getattr(arguments, option) is not None and getattr(arguments, option) < 1:
             raise ConvReproError(f"--{option} {getattr(arguments, option)} must be at least 1")
     if not 0 < arguments.holdout < 1:
         raise ConvReproError(f"--holdout {arguments.holdout:g} must be above 0 and below 1, such as 0.2")
@@ -161,6 +169,23 @@ def _asked(arguments: argparse.Namespace) -> "Search":
         extra=extra,
         runs=runs_of(overrides).absolute(),
     )
+
+
+def _queue(arguments: argparse.Namespace, search: "Search") -> int:
+    """Submits workers, each of which executes this command."""
+    from convrepro.cluster.scripts import Shape
+    from convrepro.cluster.site import load_site
+    from convrepro.cluster.workers import submit_workers
+
+    words = ["search", *arguments.overrides]
+    for option in WORKERS:
+        value = getattr(arguments, option.replace("-", "_"))
+        words += [f"--{option}"] if value is True else [f"--{option}={value}"] if value not in (None, False, "") else []
+    gpu = search.plain.trainer.accelerator in ("gpu", "cuda")
+    shape, site = Shape(1, 1, gpu), load_site(arguments.flags)
+    submit_workers(words, arguments.submit, shape, site, search.name, search.study.folder, _say)
+    print("the last of them trains the networks at the end; the same command without --submit is one worker more")
+    return 0
 
 
 def _final(arguments: argparse.Namespace, search: "Search", trials: "list[Trial]", root: Path) -> int:
