@@ -8,7 +8,7 @@ from convrepro.cli.command import parse
 from convrepro.cli.main import main
 from convrepro.cli.search import WORKERS
 
-NETWORK = ["model=resnet8_cifar", "model_args.stem_stride=2", "data=fashion_sample", "trainer=cpu", "logger=none"]
+NETWORK = ["model=resnet8_cifar", "data=fashion_sample", "trainer=cpu", "logger=none"]
 SMALL = ["--budget", "smoke", "--space", "stages"]
 
 
@@ -37,14 +37,17 @@ SMALL = ["--budget", "smoke", "--space", "stages"]
         (["budget.holdout=0.1"], "budget.holdout=0.1 has no effect on a search; use --holdout"),
         (["weights=a.ckpt"], "weights=a.ckpt has no effect on a search; networks of a search start from scratch"),
         (
-            ["model=mobilenet_v1_cifar", "model_args={}"],
+            ["model=mobilenet_v1_cifar"],
             "mobilenet_v1_cifar has no layer that an operator of",
         ),
         (
-            ["model=deepshift_mnist_fc", "model_args={}"],
+            ["model=deepshift_mnist_fc"],
             "deepshift_mnist_fc has no layer that an operator of",
         ),
-        (["data_root=nowhere", "data=cifar10_jpeg"], "nowhere"),
+        (
+            ["--budget", "proxy", "data=cifar10_jpeg", "data_root=nowhere"],
+            "nowhere/cifar-10-batches-py/data_batch_1 is mi",
+        ),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "the trainer asks for 2 processes"),
         (["--", "--time=3"], "--time=3 is a flag of sbatch, which has no effect without --submit"),
     ],

@@ -59,7 +59,9 @@ def finalists(search: Search, trials: Sequence[Trial], most: int, uniform: int |
     space, costs = search.space, [trial["macs"] for trial in chosen]
     rows = [Choice(title_of(trial), space.overrides(trial["params"])) for trial in chosen]
     rivals = {
-        title: params for title, params in space.uniform().items() if not search.limits.excess(space.cost(params))
+        title: params
+        for title, params in space.uniform().items()
+        if not search.limits.excess(space.cost(params)) and all(params != trial["params"] for trial in chosen)
     }
 
     def distance(title: str) -> int:
