@@ -33,7 +33,18 @@ OWN = {
 }
 SAMPLERS = ("nsga2", "tpe", "random", "controller")
 #: The options of a worker.
-WORKERS = ("space", "sampler", "trials", "max-macs", "max-params", "budget", "holdout", "halving", "seed", "finalists")
+WORKERS: tuple[str, ...] = (
+    "space",
+    "sampler",
+    "trials",
+    "max-macs",
+    "max-params",
+    "budget",
+    "holdout",
+    "halving",
+    "seed",
+    "finalists",
+)
 WORKERS += ("uniform", "seeds", "no-final", "name", "out")
 NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}", re.ASCII)
 
