@@ -39,5 +39,12 @@ class Interrupted(ConvReproError):
         self.requeue = requeue
 
 
+class Stopped(Interrupted):
+    """A run that was ended early on purpose, by whoever watches its epochs; it is no failure of the run."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, requeue=False)
+
+
 class Busy(ConvReproError):
     """The run's folder is held by another process that trains it; nothing was touched."""

@@ -30,6 +30,7 @@ GROUPS = {
     "a cluster for all else": (
         "cluster/test_ddp.py",
         "cluster/test_local.py",
+        "cluster/test_search.py",
         "cluster/test_sweep.py",
         "cluster/test_wheel.py",
     ),
@@ -37,6 +38,7 @@ GROUPS = {
     "a table that is trained once": ("report/test_dashboard.py",),
     "a page of all tables": ("report/test_html.py",),
     "a comparison": ("cli/test_compare.py",),
+    "a search": ("search/test_search.py",),
 }
 
 

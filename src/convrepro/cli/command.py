@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from convrepro.cli import cluster, compare, dashboards, evidence, export, look, speed, training
+from convrepro.cli import cluster, compare, dashboards, evidence, export, look, search, speed, training
 from convrepro.cli.selection import add_outside
 from convrepro.config import plugins
 from convrepro.config.overrides import shown
 from convrepro.errors import ConvReproError, Interrupted, SetAside, visible
 
 DESCRIPTION = "Reproduces the tables of papers on efficient convolutions, on any timm model."
-GROUPS = (look, training, compare, cluster, evidence, dashboards, speed, export)
+GROUPS = (look, training, compare, search, cluster, evidence, dashboards, speed, export)
 #: What a disk or a path may have that a user can put right.
 FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 FIXABLE |= {errno.EISDIR, errno.EIO}
@@ -27,6 +27,7 @@ EXTRAS = {
     "wandb": "wandb",
     "matplotlib": "matplotlib",
     "wandb_workspaces": "'convrepro[dashboard]'",
+    "optuna": "'convrepro[search]'",
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "'convrepro[export]'"),
 }
 
@@ -63,7 +64,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     arguments, rest = command.parse_known_args(words[:end])
     if words[end:]:
         if not hasattr(arguments, "flags"):
-            command.error(f"`convrepro {arguments.verb}` takes no arguments after --; only submit and resubmit do")
+            takers = "submit, resubmit and search"
+            command.error(f"`convrepro {arguments.verb}` takes no arguments after --; only {takers} do")
         arguments.flags = words[end + 1 :]
     tables = hasattr(arguments, "table")
     fits = [word[:1] != "-" and ("=" in word or tables) for word in rest]

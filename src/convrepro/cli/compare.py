@@ -160,7 +160,7 @@ def _show(table: "Table", results: "Results", record: Any, cost: str, root: Path
 
     statics = count_table(table, status_line)
     print(str(collect(table, runs, statics, root)).splitlines()[0])
-    found = lines(table, statics, results, record, cost)
+    found = lines(table, statics, results, record["rows"], record["refused"], cost)
     print(as_text(found))
     for path in write(table, found, record, results, root, cost):
         print(path)

@@ -7,8 +7,9 @@ sbatch export nothing.
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from convrepro.config.plugins import words
 #: The signal that asks a run to save and to be queued again, and how many seconds before the time limit it is sent.
 NOTICE = "SIGUSR1@90"
 
+#: The exit code of a command that saved after that signal.
+REQUEUED = 128 + signal.SIGUSR1
 #: Keeps the folder of the command off Python's path; Python 3.10 has no such option.
 SAFE = "-P " if sys.version_info >= (3, 11) else ""
 #: Variables that name folders, which a run needs.
@@ -116,6 +119,43 @@ def collect_script(submission: Submission, site: Site, table: str, cwd: Path) ->
     return _text(title, {**own, **flags}, [*_start(cwd, site), gather])
 
 
+def workers_script(
+    words: Sequence[str], count: int, shape: Shape, site: Site, name: str, folder: Path, cwd: Path
+) -> str:
+    """The script of a job array whose `count` tasks execute the same command, `convrepro` with these words.
+
+    A task that Slurm asks to make room (SIGUSR1) saves, ends with 138 and goes back into the queue.
+    """
+    flags = dict(site.flags)
+    throttle = flags.pop("array", None) or ""
+    own = {
+        "job-name": name,
+        "array": f"0-{count - 1}{throttle}",
+        "nodes": "1",
+        "ntasks": "1",
+        "signal": NOTICE,
+        "requeue": None,
+        "open-mode": "append",
+        "output": _pattern(folder / "worker_%a.log"),
+    }
+    if shape.gpu and not GPUS & flags.keys():
+        own["gpus-per-node"] = "1"
+    command = f"{site.python} {SAFE}-m convrepro.cli {' '.join(map(_word, words))} {_outside()}".rstrip()
+    return _text(
+        f"{name}: {count} workers",
+        {**own, **flags},
+        [
+            *_start(cwd, site),
+            "srun --kill-on-bad-exit=1 --export=ALL ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} \\",
+            f'  bash -c \'trap "" USR1; exec "$@"\' worker {command}',
+            "code=$?",
+            f'[ $code != {REQUEUED} ] || exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"',
+            "exit $code",
+        ],
+        words[0],
+    )
+
+
 def _outside() -> str:
     """The options that name the plugins and folders of `submit`, which a job has too."""
     return "".join(f"{_word(word)} " for word in words())
@@ -127,11 +167,11 @@ def _start(cwd: Path, site: Site) -> list[str]:
     return [f"cd {_word(cwd)} || exit", unbuffered, *places, *site.setup]
 
 
-def _text(title: str, flags: Mapping[str, str | None], lines: Iterable[str]) -> str:
+def _text(title: str, flags: Mapping[str, str | None], lines: Iterable[str], verb: str = "submit") -> str:
     directives = [
         f"#SBATCH --{name}" + ("" if value is None else f"={_quoted(value)}") for name, value in flags.items()
     ]
-    return "\n".join(["#!/bin/bash", f"# {title}; written by `convrepro submit`.", *directives, "", *lines]) + "\n"
+    return "\n".join(["#!/bin/bash", f"# {title}; written by `convrepro {verb}`.", *directives, "", *lines]) + "\n"
 
 
 def _pattern(path: Path) -> str:

@@ -28,6 +28,8 @@ from convrepro.errors import ConvReproError
 PLUGINS, CONFIG_DIR = "CONVREPRO_PLUGINS", "CONVREPRO_CONFIG_DIR"
 ENTRY_POINTS = "convrepro.operators"
 GROUPS = ("conv", "prune", "data", "recipe", "budget", "trainer", "logger")
+#: The folder with the spaces of `convrepro search`, which no run chooses from.
+SPACES = "search"
 
 
 class Offer(NamedTuple):
@@ -68,11 +70,11 @@ def folders() -> list[Path]:
     for place in places:
         if not place.is_dir():
             raise ConvReproError(f"--config-dir {shown(str(place))} is not a folder")
-        found = [path for group in GROUPS for path in sorted((place / group).glob("*.yaml"))]
+        found = [path for group in (*GROUPS, SPACES) for path in sorted((place / group).glob("*.yaml"))]
         if not found:
             raise ConvReproError(
                 f"--config-dir {shown(str(place))} has no configuration; it needs a file such as "
-                f"conv/my_operator.yaml, in a folder of the name of a config group: {', '.join(GROUPS)}"
+                f"conv/my_operator.yaml, in a folder of the name of a config group: {', '.join((*GROUPS, SPACES))}"
             )
         if taken := [path for path in found if (CONF / path.parent.name / path.name).exists()]:
             raise ConvReproError(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from convrepro.errors import visible
-from convrepro.evidence.comparison import Record
+from convrepro.evidence.comparison import Measured, Record
 from convrepro.report.html.inline import inline_svg
 from convrepro.report.html.page import template
 from convrepro.report.plots import draw
@@ -57,11 +57,18 @@ class Line:
         return statistics.fmean(self.top1) if self.top1 else -1.0
 
 
-def lines(table: Table, statics: Statics, results: Results, record: Record, cost: str) -> list[Line]:
+def lines(
+    table: Table,
+    statics: Statics,
+    results: Results,
+    rows: Mapping[str, Measured],
+    refused: Mapping[str, str],
+    cost: str,
+) -> list[Line]:
     """The networks, those of the Pareto front of top-1 and `cost` first, then by accuracy; what is refused last."""
     found = []
     for row in table.rows:
-        measured = record["rows"].get(row.id)
+        measured = rows.get(row.id)
         runs = results.get(row.id, {})
         found.append(
             Line(
@@ -76,7 +83,7 @@ def lines(table: Table, statics: Statics, results: Results, record: Record, cost
         )
     found = [replace(one, front=bool(one.top1) and not any(_dominates(o, one, cost) for o in found)) for one in found]
     found.sort(key=lambda one: (not one.front, -one.accuracy, one.costs[cost]))
-    return found + [Line(title, reason=reason) for title, reason in record["refused"].items()]
+    return found + [Line(title, reason=reason) for title, reason in refused.items()]
 
 
 def _dominates(one: Line, other: Line, cost: str) -> bool:
@@ -86,12 +93,12 @@ def _dominates(one: Line, other: Line, cost: str) -> bool:
     return better and (one.accuracy, one.costs[cost]) != (other.accuracy, other.costs[cost])
 
 
-def grid(found: Sequence[Line]) -> Grid:
+def grid(found: Sequence[Line], accuracy: str = "top-1") -> Grid:
     """Header and lines of the networks that were counted, without columns that none of them fills."""
     modes = [mode for mode in MODES if any(mode in one.ratios for one in found)]
     converted = any(one.converted for one in found)
     titles = [*("M MACs", "M mult.", "M params", "Mbit", "MB"), *(f"{MODES[mode]} x" for mode in modes)]
-    titles += ["converted"] * converted + ["top-1"]
+    titles += ["converted"] * converted + [accuracy]
     body = []
     for one in found:
         if not one.costs:
@@ -116,9 +123,9 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f}{deviation} ({len(values)})"
 
 
-def as_text(found: Sequence[Line]) -> str:
+def as_text(found: Sequence[Line], accuracy: str = "top-1") -> str:
     """The lines for a terminal: columns, and what was refused below."""
-    header, body = grid(found)
+    header, body = grid(found, accuracy)
     rows = [[title for _, title in header], *body]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     text = []
@@ -143,7 +150,7 @@ def facts(record: Record, results: Results) -> list[str]:
     return [*said, f"{speed}, {place['device']}{where}; {' to '.join(dict.fromkeys((times[0], times[-1])))}."]
 
 
-def figure(table: Table, found: Sequence[Line], cost: str) -> Accuracy | None:
+def figure(table: Table, found: Sequence[Line], cost: str, accuracy: str = "top-1") -> Accuracy | None:
     """Top-1 against the cost; None with fewer than two trained networks."""
     pairs = tuple(
         Pair(
@@ -156,32 +163,50 @@ def figure(table: Table, found: Sequence[Line], cost: str) -> Accuracy | None:
     )
     if len(pairs) < 2:
         return None
-    return Accuracy(table.name, table.title, f"{cost} [M]", "top-1 [%]", "", (("", pairs),))
+    return Accuracy(table.name, table.title, f"{cost} [M]", f"{accuracy} [%]", "", (("", pairs),))
 
 
 def write(table: Table, found: Sequence[Line], record: Record, results: Results, root: Path, cost: str) -> list[Path]:
     """Writes CSV, JSON, Markdown, plot and HTML page beside the table; returns their paths."""
+    return write_pages(table, found, facts(record, results), root, cost, LEGEND)
+
+
+def write_pages(
+    table: Table,
+    found: Sequence[Line],
+    said: Sequence[str],
+    root: Path,
+    cost: str,
+    legend: str,
+    more: Mapping[str, object] | None = None,
+    accuracy: str = "top-1",
+) -> list[Path]:
+    """Writes CSV, JSON, Markdown, plot and HTML page of lines beside their table; returns the paths.
+
+    `said` are sentences above the lines, `more` further keys of the JSON, and `accuracy` the name of the top-1 column.
+    """
     stem = root / table.name
-    said, reasons, picture = facts(record, results), notes(found), figure(table, found, cost)
-    legend = LEGEND.format(cost=cost)
-    markdown = [f"# {escaped(table.title)}", "", *map(escaped, said), "", *markdown_grid(grid(found)), ""]
+    reasons, picture, columns = notes(found), figure(table, found, cost, accuracy), grid(found, accuracy)
+    legend = legend.format(cost=cost)
+    markdown = [f"# {escaped(table.title)}", "", *map(escaped, said), "", *markdown_grid(columns), ""]
     markdown += [*map(bullet, reasons), *[""] * bool(reasons), escaped(legend)]
     if picture:
         markdown += ["", f"![{escaped(draw.describe(picture))}]({stem.name}.svg)"]
     values = io.StringIO()
-    header, body = grid(found)
+    header, body = columns
     csv.writer(values).writerows([[title or "front" for _, title in header], *body])
+    content = {"table": table.name, "cost": cost, "lines": [asdict(one) for one in found], **(more or {})}
     contents = {
         "csv": values.getvalue(),
-        "json": json.dumps({"table": table.name, "cost": cost, "lines": [asdict(one) for one in found]}, indent=1),
+        "json": json.dumps(content, indent=1),
         "md": "\n".join(markdown),
-        "html": page(table.title, said, grid(found), reasons, picture, legend),
+        "html": page(table.title, said, columns, reasons, picture, legend),
         **({"svg": draw.svg(picture)} if picture else {}),
     }
     paths = []
-    for suffix, content in contents.items():
+    for suffix, text in contents.items():
         paths.append(stem.with_name(f"{stem.name}.{suffix}"))
-        write_whole(paths[-1], (content.rstrip("\n") + "\n").encode())
+        write_whole(paths[-1], (text.rstrip("\n") + "\n").encode())
     return paths
 
 

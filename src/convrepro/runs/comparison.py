@@ -1,7 +1,7 @@
 """A comparison of operators on one network: what a user asks for in a line, as a table like those of papers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -116,15 +116,31 @@ class Comparison:
             overrides = [*choice.overrides, *([] if fresh else recipe)]
             source = {"weights_from": DENSE} if self.from_dense and not fresh else {}
             rows.append({"id": choice.id, "label": choice.title, "overrides": overrides, "published": {}, **source})
-        content = {
-            "title": f"Operators in {cfg.model} on {cfg.data.name}",
-            "source": {"paper": self.name.split("/")[0], "table": "a comparison of ours"},
-            "question": "Which operator costs least for the accuracy that it reaches?",
-            "base": list(self.base),
-            "seeds": list(self.seeds),
-            "metrics": METRICS,
-            "rows": rows,
-        }
-        text = "# Written by `convrepro compare`.\n" + yaml.safe_dump(content, sort_keys=False, width=120)
-        write_whole(root / f"{self.name}.yaml", text.encode())
-        return load_table(self.name, root)
+        question = "Which operator costs least for the accuracy that it reaches?"
+        title = f"Operators in {cfg.model} on {cfg.data.name}"
+        return write_table(self.name, title, question, "compare", self.base, self.seeds, rows, root)
+
+
+def write_table(
+    name: str,
+    title: str,
+    question: str,
+    verb: str,
+    base: Sequence[str],
+    seeds: Sequence[int],
+    rows: Sequence[Mapping[str, object]],
+    root: Path,
+) -> Table:
+    """Writes a table of the user's own, which `verb` makes, into the folder of tables `root`, and returns it."""
+    content = {
+        "title": title,
+        "source": {"paper": name.split("/")[0], "table": f"a {'comparison' if verb == 'compare' else verb} of ours"},
+        "question": question,
+        "base": list(base),
+        "seeds": list(seeds),
+        "metrics": METRICS,
+        "rows": list(rows),
+    }
+    text = f"# Written by `convrepro {verb}`.\n" + yaml.safe_dump(content, sort_keys=False, width=120)
+    write_whole(root / f"{name}.yaml", text.encode())
+    return load_table(name, root)

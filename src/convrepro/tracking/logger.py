@@ -43,6 +43,8 @@ LOGGED = ("train/loss", "val/loss", "val/top1", "val/top5", "lr")
 LONGEST = 500
 #: The most characters that W&B accepts in a tag.
 TAG = 64
+#: W&B's own variable, by which runs of no table have a common group.
+GROUP = "WANDB_RUN_GROUP"
 
 
 def offline_without_key(mode: str) -> str:
@@ -236,7 +238,8 @@ def log_again(
 def described(
     identity: Identity, config: Mapping[str, Any], revision: str | None, dirty: bool | None
 ) -> dict[str, Any]:
-    """Describe the run by arguments of `wandb.init`: the group is the table, the job type is `train` or `eval`.
+    """Describe the run by arguments of `wandb.init`: the group is the table, for a run of none
+    WANDB_RUN_GROUP or `adhoc`, and the job type is `train` or `eval`.
 
     The configuration is the resolved tree without secrets, and scalars to group and filter by: `conv_name`,
     `data_name`, `budget_name`, `table`, `row`, `seed`, `commit`, `dirty`, and `epochs`, those that the run trains
@@ -251,7 +254,7 @@ def described(
     return {
         "name": identity.name,
         "id": identity.run_id,
-        "group": identity.table,
+        "group": identity.table if config.get("table") else os.environ.get(GROUP, identity.table),
         "job_type": "train" if config["train"] else "eval",
         "tags": list(dict.fromkeys(tag[:TAG] for tag in [*tags, *([revision[:8]] if revision else [])])),
         "config": without_secrets({**config, **scalars}),

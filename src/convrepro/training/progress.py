@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +17,8 @@ from convrepro.training.module import classifier
 
 #: Seconds between two updates of `progress.json` within an epoch.
 INTERVAL = 5
+#: Receives each epoch of a run's history.
+Watch = Callable[[Mapping[str, float]], None]
 
 
 class Progress(Callback):
@@ -100,6 +102,16 @@ class Progress(Callback):
             return None
         pace = (time.monotonic() - self._started) / (done - self._first)
         return pace * (self.epochs * trainer.num_training_batches - done)
+
+
+class Watched(Callback):
+    """Hands each epoch of the history to `watch`, which may end the run by raising Stopped; nothing is saved then."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.watch(classifier(pl_module).history[-1])
 
 
 def _batches(trainer: L.Trainer) -> int:

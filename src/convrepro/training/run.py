@@ -48,7 +48,7 @@ from convrepro.training.data import image_data
 from convrepro.training.identity import budget_label, changed_code, identity_of, others_code, protocol_of
 from convrepro.training.log import RunLog
 from convrepro.training.module import Classifier
-from convrepro.training.progress import Progress, bar
+from convrepro.training.progress import Progress, Watch, Watched, bar
 from convrepro.training.rehearsal import rehearse, rehearse_batch, rehearse_output
 from convrepro.training.saliency import saliency
 
@@ -61,13 +61,17 @@ NOISE = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its configuration, the overrides that are kept with its result, what it is, and its table, if any."""
+    """One run: its configuration, the overrides that are kept with its result, what it is, and its table, if any.
+
+    `watch`, if given, receives each epoch.
+    """
 
     cfg: RunConfig
     overrides: list[str]
     protocol: Protocol
     identity: Identity
     table: Table | None = None
+    watch: Watch | None = None
 
     @property
     def folder(self) -> Path:
@@ -87,11 +91,16 @@ def check(cfg: RunConfig) -> None:
 
 
 def run(
-    cfg: RunConfig, overrides: Sequence[str], echo: Callable[[str], None] = print, table: Table | None = None
+    cfg: RunConfig,
+    overrides: Sequence[str],
+    echo: Callable[[str], None] = print,
+    table: Table | None = None,
+    watch: Watch | None = None,
 ) -> Result:
     """Execute the run that `cfg` describes and return its result; a finished one is only read.
 
-    `table` is that of the run, where it is at hand; else the one that `cfg` names, if there is one.
+    `table` is that of the run, where it is at hand; else the one that `cfg` names, if there is one. `watch` is called
+    with each epoch of the history once it is evaluated, and may end the run by raising Stopped.
 
     A run that was interrupted continues from its newest whole checkpoint. Of the processes that train one run together
     the first alone writes and speaks. Raises Busy where another process is at this run, Interrupted where a signal
@@ -106,7 +115,7 @@ def run(
     rehearse(cfg)
     protocol = protocol_of(cfg)
     identity = identity_of(cfg, overrides, protocol)
-    this = Run(cfg, _recorded(cfg, overrides), protocol, identity, table)
+    this = Run(cfg, _recorded(cfg, overrides), protocol, identity, table, watch)
     first = _first(cfg)
     echo = echo if first else _silent
     if result := _finished(this, echo):
@@ -252,6 +261,7 @@ def assemble(
             RunLog(logger.catch_up if logger else None, cfg.logger.every_n_steps),
             Checkpoints(folder, cfg.trainer.checkpoint_steps, files),
             progress,
+            *([Watched(this.watch)] if this.watch else []),
             *bar(),
         ],
         "enable_progress_bar": bool(bar()),

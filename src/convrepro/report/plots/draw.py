@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -39,10 +39,11 @@ from convrepro.report.plots.figures import (
     Figure,
     Pair,
     Panel,
+    Trials,
 )
 from convrepro.report.plots.labels import spread
 from convrepro.report.plots.speeds import TRAINING, Speeds
-from convrepro.report.plots.style import HEAD, LINE, LINES, MUTED, SMALL, STYLE, TEXT, WIDTH
+from convrepro.report.plots.style import HEAD, LINE, LINES, MUTED, SMALL, STYLE, TEXT, VERMILLION, WIDTH
 
 #: Percent from which differences of costs are drawn on a logarithmic scale.
 LEAST = 0.1
@@ -66,6 +67,10 @@ def describe(figure: Figure) -> str:
         case Accuracy():
             rows = sum(len(pairs) for _, pairs in figure.panels)
             return f"{where}: {figure.value} against {figure.cost}, {rows} rows"
+        case Trials():
+            return (
+                f"{where}: held-out top-1 against MACs of {len(figure.dots)} trials, {len(figure.front)} on the front"
+            )
         case AccuracyByRow():
             return f"{where}: published and own {figure.value}, {len(figure.pairs)} rows"
         case Costs():
@@ -95,6 +100,8 @@ def draw(figure: Figure) -> Canvas:
         match figure:
             case Accuracy():
                 return _accuracy(figure)
+            case Trials():
+                return _trials(figure)
             case AccuracyByRow():
                 return _by_row(figure)
             case Costs():
@@ -131,6 +138,23 @@ def _pairs(canvas: Canvas, ax: Axes, pairs: Sequence[Pair]) -> None:
     draw_marks(ax, dots)
     labelled = [(_labelled(pair), dot) for pair in pairs if (dot := pair.labelled)]
     write_labels(canvas, ax, labelled, [box_of(ax, dot) for dot in dots])
+
+
+def _trials(figure: Trials) -> Canvas:
+    """Small dots for all trials, and the front as steps: what can be had at a cost or below it."""
+    on_front = [dot for _, dot in figure.front]
+    canvas = new_canvas(figure, 296, note="each dot is a trial; line: the front, labelled by the numbers of its trials")
+    ax = add_axes(canvas, 52, 40, 12, HEAD)
+    ax.set_xlabel("macs [M]")
+    ax.set_ylabel("top-1 on held-out training images [%]")
+    xs, ys = [dot.x for dot in figure.dots], [dot.y for dot in figure.dots]
+    set_scale(ax, "x", xs, log=max(xs) > 3 * min(xs) > 0)
+    set_scale(ax, "y", ys)
+    ax.plot(xs, ys, linestyle="", marker="o", ms=3, mfc=MUTED, mec="none", zorder=2, gid="trials")
+    style: dict[str, Any] = {"drawstyle": "steps-post", "color": VERMILLION, "lw": 1.2, "marker": "o", "ms": 4}
+    ax.plot([dot.x for dot in on_front], [dot.y for dot in on_front], zorder=3, gid="front", **style)
+    write_labels(canvas, ax, list(figure.front), [box_of(ax, dot, 4) for dot in figure.dots])
+    return canvas
 
 
 def _dots(pairs: Sequence[Pair]) -> list[Dot]:

@@ -75,6 +75,15 @@ class Accuracy(Figure):
 
 
 @dataclass(frozen=True)
+class Trials(Figure):
+    """The trials of a search: held-out top-1 in percent (y) against millions of MACs (x), and those of the front."""
+
+    kind = "trials"
+    dots: tuple[Dot, ...]
+    front: tuple[tuple[str, Dot], ...]
+
+
+@dataclass(frozen=True)
 class AccuracyByRow(Figure):
     """A trained metric (x) row by row, for a table whose rows do not differ enough in cost."""
 
