@@ -1,13 +1,15 @@
 """Stage 4: rows of HetConv's Table 1 at the paper's recipe, on CIFAR-10 as JPEGs, one after the other while time lasts.
 
-Each row is a `convrepro run` in a process of its own, with its folder in `out/runs` and its output in `out/<row>.log`.
-Before the time is up the run is asked to save and stop; the next call with the same `out` goes on with it.
+Each row is trained in a process of its own, with its output in `out/<row>.log` and its folder in `out/runs`, where
+`convrepro run` with `runs=out/runs` finds it, too. Before the time is up it is asked to save and stop, and the next
+call with the same `out` goes on.
 """
 
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
@@ -25,20 +27,26 @@ WORDS = {
 }
 
 
-def command(records: Records, row: str) -> list[str]:
-    """The `convrepro run` of a row."""
+def planned(records: Records, row: str) -> tuple[list[str], Path]:
+    """The words of the row's `convrepro train`, as `convrepro run` plans it, and the folder of the run."""
+    from convrepro.runs.plan import plan
+    from convrepro.tables import load_table
+
     device = records.words.device
-    words = [sys.executable, "-m", "convrepro.cli", "run", TABLE, "--rows", row, "--seeds", "0"]
-    words += ["--budget", BUDGETS[device], f"data={DATA}", "logger=none", *WORDS[device]]
-    return [*words, f"runs={records.file.parent / 'runs'}", *records.words.overrides]
+    extra = [f"data={DATA}", "logger=none", *WORDS[device], *records.words.overrides]
+    runs = records.file.parent / "runs"
+    jobs = plan(load_table(TABLE), budget=BUDGETS[device], rows=[row], seeds=[0], extra=extra, runs=runs)
+    return ["train", *jobs[0].overrides], jobs[0].folder
 
 
 def train(records: Records, row: str) -> None:
     """Run or continue the row, and put on record how far it is."""
     begun = time.monotonic()
+    words, folder = planned(records, row)
     log = records.file.parent / f"{row}.log"
     start = log.stat().st_size if log.exists() else 0
-    with log.open("a") as out, Popen(command(records, row), stdout=out, stderr=subprocess.STDOUT) as process:
+    command = [sys.executable, "-m", "convrepro.cli", *words]
+    with log.open("a") as out, Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
         try:
             wait(process, records.left() - STOP)
         finally:
@@ -47,7 +55,7 @@ def train(records: Records, row: str) -> None:
                 if not wait(process, min(STOP, max(1.0, records.left()))):
                     process.kill()
     said = log.read_text()[start:].strip().splitlines()
-    record = found(records, row, said[-1] if said else "it printed nothing")
+    record = found(folder, said[-1] if said else "it printed nothing")
     took = {"took": round(time.monotonic() - begun, 1)}
     records.cases[row] = record | took | {"call": records.words.begun}
     records.save()
@@ -64,16 +72,11 @@ def wait(process: Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def found(records: Records, row: str, said: str) -> dict[str, Any]:
-    """What the folder of the row tells; where it tells nothing, what its run `said` last is the error."""
+def found(folder: Path, said: str) -> dict[str, Any]:
+    """What the folder of a run tells; where it tells nothing, what the run `said` last is the error."""
     from convrepro.runs.folder import state
     from convrepro.runs.result import LAST
 
-    folders = (records.file.parent / "runs" / TABLE).glob(f"{row}*/{BUDGETS[records.words.device]}-seed0")
-    own = [path for path in folders if path.parent.name.partition("+")[0] == row]
-    if not own:
-        return {"error": without_folders(said)}
-    folder = max(own, key=lambda path: path.stat().st_mtime)
     run = state(folder)
     if run.result:
         metrics, config = run.result["metrics"], run.result["config"]

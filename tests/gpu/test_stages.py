@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -89,9 +90,9 @@ def test_a_row_is_stopped_in_time_and_goes_on(tmp_path, monkeypatch):
     evidence = script("evidence")
 
     def wait(process: subprocess.Popen, seconds: float) -> bool:
-        """The time is up once the run has begun its first epoch."""
+        """The time is up once the run has taken a step."""
         until = time.monotonic() + PATIENCE
-        while process.poll() is None and not list(tmp_path.rglob("progress.json")) and time.monotonic() < until:
+        while process.poll() is None and not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < until:
             time.sleep(0.01)
         return False
 
@@ -103,15 +104,15 @@ def test_a_row_is_stopped_in_time_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "Popen", forked)
     monkeypatch.setattr(evidence, "STOP", PATIENCE)
     monkeypatch.setattr(evidence, "wait", waits)
-    long = ("budget.train_examples=4000",)
+    long = ("budget.train_examples=4000", "trainer.checkpoint_steps=1")
     stopped = Records("evidence", words(tmp_path, 3 * PATIENCE, ROW, long))
     evidence.all_rows(stopped)
     case = stopped.cases[ROW]
     assert case["saved"], case
     assert (case["epoch"], case["epochs"]) == (0, 1)
     assert "top1" not in case
-    assert "interrupted" in (tmp_path / f"{ROW}.log").read_text()
-    assert list(tmp_path.rglob("last.ckpt"))
+    said = (tmp_path / f"{ROW}.log").read_text()
+    assert re.search(r"interrupted: \S+last\.ckpt of step \d+ \(epoch 1\) is saved", said), said
     started: list[str] = []
     monkeypatch.setattr(evidence, "train", lambda records, row: started.append(row))
     evidence.all_rows(Records("evidence", words(tmp_path, 3 * PATIENCE, ROW, long)))

@@ -91,13 +91,13 @@ TRAINED = {
 def test_training_is_compared_with_a_loop(tmp_path):
     text = page(tmp_path, "training", TRAINED, data="a made-up set")
     assert "The images are a made-up set." in text
-    assert "| vgg16\\_cifar | no | 128 | 810 | 1000 | 1200 | 0.81 | 0.68 | 0.80 | met |" in text
-    assert "| vgg16\\_cifar | yes | 128 | 79 | 100 | 110 | 0.79 | 0.72 | 0.80 | missed |" in text
+    assert "| vgg16_cifar | no | 128 | 810 | 1000 | 1200 | 0.81 | 0.68 | 0.80 | met |" in text
+    assert "| vgg16_cifar | yes | 128 | 79 | 100 | 110 | 0.79 | 0.72 | 0.80 | missed |" in text
     assert "waited for the GPU 2 times in 20 steps (`checkpoints.py:155` 2)" in text
     assert "killed after step 35 and continued; its losses differ" in text
     assert "at most 1.0e-03 (limit 0.02)" in text
     assert "31.00 % on the GPU and 31.25 % on the CPU" in text
-    assert "- failed: throughput resnet20\\_cifar: Wrong: by far" in text
+    assert "- failed: throughput resnet20_cifar: Wrong: by far" in text
     assert "`trainer=gpu`: the speed" not in text
     assert gpu_page.ACCURACY in text
 

@@ -141,10 +141,10 @@ def _failures(record: GpuRecord) -> list[str]:
     return [_bullets(failed)] if failed else []
 
 
-TRAINED = """Images per second of this package's training (`trainer=gpu`), without validation and saving, and of training
-loops that are written by hand, with the same network, batch and crops, in turns in one process: the median over epochs.
-`loop` has the settings of torch that this package has; for `tuned loop` cuDNN chooses by timing, kernels need not be
-deterministic, and the optimizer is fused. A ratio is the speed of this package divided by that of the loop."""
+TRAINED = """Images per second of this package's training (`trainer=gpu`), without validation and saving, and of two
+training loops that are written by hand, with the same network, batch and crops, in turns in one process: the median
+over epochs. `loop` has the settings of torch that this package has; for `tuned loop` cuDNN chooses by timing, kernels
+need not be deterministic, and the optimizer is fused. A ratio is this package's speed divided by the loop's."""
 LEAST_RATIO = 0.80
 """The lowest ratio to `loop` that was aimed at."""
 
