@@ -18,7 +18,7 @@ from records import Records, arguments, table, without_folders
 
 TABLE = "hetconv/table1"
 ROWS = ("p1", "p4", "p64", "p16", "dwc_pwc", "gwc4_pwc")
-STOP = 15.0
+STOP = 10.0
 """Seconds before the end at which a run is asked to save and stop; with less than twice as many, no row is begun."""
 BUDGETS = {"cuda": "paper", "cpu": "smoke"}
 WORDS = {

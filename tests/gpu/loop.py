@@ -34,7 +34,9 @@ class Loop:
         self.device, self.batch, self.mixed = device, batch, mixed
         network = network.to(device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, fused=fused)
-        self.network: Callable[[Tensor], Tensor] = torch.compile(network) if compiled else network
+        self.network: Callable[[Tensor], Tensor] = network
+        if compiled:  # for one size of batch: of several networks in one process the later ones would get all sizes
+            self.network = torch.compile(network, dynamic=False)
         n, height, width, channels = images.shape
         self.places = 2 * padding + 1
         padded = F.pad(images.to(device), (0, 0, *[padding] * 4)).contiguous()

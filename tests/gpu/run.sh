@@ -17,32 +17,30 @@ while [ $# -gt 0 ]; do
 done
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$here/../../src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-[ "$device" = cuda ] || export TRITON_INTERPRET=1
 python=${PYTHON:-python3}
 begun=$(date +%s)
 
-wanted() { case ,$stages, in *,$1,*) ;; *) return 1 ;; esac; }
+# Stage, script and share, in the order in which they run.
+case $device in
+  cuda) plan="2 speed 4, 1 correctness 2, 3 training 1, 4 evidence 5" ;;
+  *) plan="2 speed 3, 1 correctness 2, 3 training 3, 4 evidence 4" && export TRITON_INTERPRET=1 ;;
+esac
+plan=$(echo "$plan" | tr , '\n' | awk -v stages=",$stages," 'index(stages, "," $1 ",")')
+[ -n "$plan" ] || { echo "--stages $stages names no stage; valid: 1,2,3,4" >&2; exit 2; }
+shares=$(echo "$plan" | awk '{sum += $3} END {print sum}')
+all=$shares
 
-weights=0
-wanted 2 && weights=$((weights + 4))
-wanted 1 && weights=$((weights + 2))
-wanted 3 && weights=$((weights + 1))
-wanted 4 && weights=$((weights + 5))
-
-stage() { # number, script, weight, further words: its share of the time that is left, of stages that are left
-  number=$1 script=$2 weight=$3
-  shift 3
-  wanted "$number" || return 0
-  left=$(awk "BEGIN {print $minutes * 60 - ($(date +%s) - $begun)}")
-  seconds=$(awk "BEGIN {left = $left * $weight / $weights; print left > 0 ? left : 0}")
-  weights=$((weights - weight))
-  echo "Stage $number: $script, $seconds seconds"
-  "$python" "$here/$script.py" --device "$device" --seconds "$seconds" --out "$out" "$@" ||
-    echo "stage $number ended with status $?"
-}
-
-stage 2 speed 4
-stage 1 correctness 2
-stage 3 training 1
-# shellcheck disable=SC2086
-stage 4 evidence 5 $overrides
+# Each gets its share of the time that is left to those that are left; in a rehearsal, which may be slow, of all time.
+while read -r stage script share; do
+  spent=$(($(date +%s) - begun)) of=$shares words=
+  [ "$device" = cuda ] || spent=0 of=$all
+  seconds=$(awk "BEGIN {s = ($minutes * 60 - $spent) * $share / $of; print (s > 0) ? s : 0}")
+  shares=$((shares - share))
+  [ "$stage" != 4 ] || words=$overrides
+  echo "Stage $stage: $script, $seconds seconds"
+  # shellcheck disable=SC2086
+  "$python" "$here/$script.py" --device "$device" --seconds "$seconds" --out "$out" $words </dev/null ||
+    echo "stage $stage ended with status $?"
+done <<END
+$plan
+END
