@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from measure import graphed
-from records import Records, arguments, confined, table
+from records import Records, arguments, confined, print_failures, table
 from torch import Tensor, nn
 
 for folder in (Path(__file__).parents[1], Path(__file__).parents[1] / "support"):
@@ -197,10 +197,7 @@ def main() -> None:
         kinds.setdefault(name.split()[0], []).append("not reached" if record.get("error") == "not reached" else state)
     states = ("passed", "failed", "skipped", "not reached")
     table("Correctness", ("kind", *states), [(kind, *map(found.count, states)) for kind, found in kinds.items()])
-    for name, record in records.cases.items():
-        if record.get("error", "not reached") != "not reached":
-            print(f"FAILED {name}: {record['error'].splitlines()[0][:200]}")
-            print("  " + "\n  ".join(record.get("blocking", {}).get("launches", [])[-2:]))
+    print_failures(records)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,15 @@ GRACE = 30.0
 """Seconds after the deadline that a case may still take."""
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """device, seconds and out, from the command line."""
+def arguments(description: str | None, *, overrides: bool = False) -> argparse.Namespace:
+    """device, seconds and out, from the command line; with `overrides` also those of runs."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=240.0, help="no case is begun after so many")
     parser.add_argument("--out", type=Path, default=Path("gpu-record"))
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    if overrides:
+        parser.add_argument("overrides", nargs="*", help="for every run, such as trainer.compile=true")
     words = parser.parse_args()
     words.begun = time.time()
     return words
@@ -47,6 +49,19 @@ class Records:
         words.out.mkdir(parents=True, exist_ok=True)
         self.content: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.cases: dict[str, dict[str, Any]] = self.content.setdefault("cases", {})
+
+    def describe(self) -> None:
+        """Say what the file is, and when and where it was made; what an earlier call skipped is no longer skipped."""
+        self.content.pop("skipped", None)
+        self.content |= {"schema": 1, "what": self.file.stem, "time": time.strftime("%Y-%m-%d", time.gmtime())}
+        self.content |= {"commit": commit(), "environment": environment(self.words.device)}
+
+    def skip(self, reason: str) -> None:
+        """Put on record that the stage did not run here."""
+        self.describe()
+        self.content["skipped"] = reason
+        self.save()
+        print(f"  skipped: {reason}", flush=True)
 
     def left(self) -> float:
         """Seconds until the deadline."""
@@ -135,8 +150,7 @@ def _run(stage: str, words: argparse.Namespace, work: Callable[[Records], None],
         os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
     records = Records(stage, words)
     records.again = again
-    records.content |= {"schema": 1, "what": stage, "time": time.strftime("%Y-%m-%d", time.gmtime())}
-    records.content |= {"commit": commit(), "environment": environment(words.device)}
+    records.describe()
     work(records)
     records.save()
 
@@ -192,6 +206,14 @@ def environment(device: str) -> dict[str, Any]:
             except Exception as error:
                 found[word] = type(error).__name__
     return found
+
+
+def print_failures(records: Records) -> None:
+    """Print the cases that were tried and failed, with the last launches before the error."""
+    for name, record in records.cases.items():
+        if record.get("error", "not reached") != "not reached":
+            print(f"FAILED {name}: {record['error'].splitlines()[0][:200]}")
+            print("  " + "\n  ".join(record.get("blocking", {}).get("launches", [])[-2:]))
 
 
 def table(title: str, head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

@@ -1,32 +1,46 @@
 #!/bin/sh
 # Runs the suite's checks and measurements on a GPU: tests/gpu/run.sh [--minutes 12] [--device cuda|cpu] [--out DIR]
-# [--stages 1,2]. Each stage gets its share of the time and goes on where an earlier call was cut off (same --out).
+# [--stages 1,2,3,4] [--overrides "trainer.compile=true"]. Each stage gets its share of the time and goes on where an
+# earlier call was cut off (same --out). The overrides are for the runs of stage 4.
 set -eu
-minutes=12 device=cuda out=gpu-record stages=1,2
+minutes=12 device=cuda out=gpu-record stages=1,2,3,4 overrides=
 while [ $# -gt 0 ]; do
   case $1 in
     --minutes) minutes=$2 ;;
     --device) device=$2 ;;
     --out) out=$2 ;;
     --stages) stages=$2 ;;
-    *) echo "unknown argument $1; valid: --minutes, --device, --out, --stages" >&2; exit 2 ;;
+    --overrides) overrides=$2 ;;
+    *) echo "unknown argument $1; valid: --minutes, --device, --out, --stages, --overrides" >&2; exit 2 ;;
   esac
   shift 2
 done
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$here/../../src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-[ "$device" = cuda ] || export TRITON_INTERPRET=1
 python=${PYTHON:-python3}
+begun=$(date +%s)
 
-share() { # stage, script, fifteenths of the time
-  case ,$stages, in *,$1,*) ;; *) return 0 ;; esac
-  echo "Stage $1: $2"
-  "$python" "$here/$2.py" --device "$device" --seconds "$(awk "BEGIN {print $minutes * 60 * $3 / 15}")" --out "$out" ||
-    echo "stage $1 ended with status $?"
-}
+# Stage, script and share, in the order in which they run.
+case $device in
+  cuda) plan="2 speed 4, 1 correctness 2, 3 training 1, 4 evidence 5" ;;
+  *) plan="2 speed 3, 1 correctness 2, 3 training 3, 4 evidence 4" && export TRITON_INTERPRET=1 ;;
+esac
+plan=$(echo "$plan" | tr , '\n' | awk -v stages=",$stages," 'index(stages, "," $1 ",")')
+[ -n "$plan" ] || { echo "--stages $stages names no stage; valid: 1,2,3,4" >&2; exit 2; }
+shares=$(echo "$plan" | awk '{sum += $3} END {print sum}')
+all=$shares
 
-share 2 speed 10
-share 1 correctness 5
-for stage in 3 4; do
-  case ,$stages, in *,$stage,*) echo "Stage $stage does not exist yet: see tests/gpu/README.md" >&2 ;; esac
-done
+# Each gets its share of the time that is left to those that are left; in a rehearsal, which may be slow, of all time.
+while read -r stage script share; do
+  spent=$(($(date +%s) - begun)) of=$shares words=
+  [ "$device" = cuda ] || spent=0 of=$all
+  seconds=$(awk "BEGIN {s = ($minutes * 60 - $spent) * $share / $of; print (s > 0) ? s : 0}")
+  shares=$((shares - share))
+  [ "$stage" != 4 ] || words=$overrides
+  echo "Stage $stage: $script, $seconds seconds"
+  # shellcheck disable=SC2086
+  "$python" "$here/$script.py" --device "$device" --seconds "$seconds" --out "$out" $words </dev/null ||
+    echo "stage $stage ended with status $?"
+done <<END
+$plan
+END

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from measure import Step, graphed, in_turns
 from networks import inference_step, layer, layer_steps, network, training_step
-from records import Records, arguments, confined, described, spoils, table
+from records import Records, arguments, confined, described, print_failures, spoils, table
 from torch import Tensor, nn
 
 from convrepro.ops import OPERATORS, hetconv_launch, hetconv_tiles
@@ -232,10 +232,7 @@ def report(records: Records) -> None:
         for what, ratio in record.get("ratio", {}).items():
             rows.append((name, what, f"{record['ms'][what]:.3f}", f"{ratio:.3f}"))
     table("VGG-16: time / dense", ("step", "network", "ms", "ratio"), rows)
-    for name, record in records.cases.items():
-        if record.get("error", "not reached") != "not reached":
-            print(f"FAILED {name}: {record['error'].splitlines()[0][:200]}")
-            print("  " + "\n  ".join(record.get("blocking", {}).get("launches", [])[-2:]))
+    print_failures(records)
 
 
 def all_cases(records: Records) -> None:

@@ -66,6 +66,67 @@ def test_cases_are_counted_and_failures_named(tmp_path):
     assert "- failed: float32 three: Wrong: by far\n" in text
 
 
+#: Made up, as all records in this file are.
+TRAINED = {
+    "throughput vgg16_cifar": {
+        "images_per_second": {"package": 810.0, "loop": 1000.0, "tuned loop": 1200},
+        "batch": 128,
+    },
+    "throughput vgg16_cifar compiled": {
+        "images_per_second": {"package": 79.0, "loop": 100.0, "tuned loop": 110.0},
+        "batch": 128,
+    },
+    "syncs vgg16_cifar": {"syncs": 2, "steps": 20, "where": {"checkpoints.py:155": 2}},
+    "resumed resnet8_cifar": {
+        "killed_at": 35,
+        "difference": 0.001,
+        "limit": 0.02,
+        "equal": False,
+        "top1": {"device": 31.0, "cpu": 31.25},
+    },
+    "throughput resnet20_cifar": {"error": "Wrong: by far"},
+}
+
+
+def test_training_is_compared_with_a_loop(tmp_path):
+    text = page(tmp_path, "training", TRAINED, data="a made-up set")
+    assert "The images are a made-up set." in text
+    assert "| vgg16_cifar | no | 128 | 810 | 1000 | 1200 | 0.81 | 0.68 | 0.80 | met |" in text
+    assert "| vgg16_cifar | yes | 128 | 79 | 100 | 110 | 0.79 | 0.72 | 0.80 | missed |" in text
+    assert "waited for the GPU 2 times in 20 steps (`checkpoints.py:155` 2)" in text
+    assert "killed after step 35 and continued; its losses differ" in text
+    assert "at most 1.0e-03 (limit 0.02)" in text
+    assert "31.00 % on the GPU and 31.25 % on the CPU" in text
+    assert "- failed: throughput resnet20_cifar: Wrong: by far" in text
+    assert "`trainer=gpu`: the speed" not in text
+    assert gpu_page.ACCURACY in text
+
+
+def test_rows_that_were_stopped_have_no_accuracy(tmp_path):
+    cases = {
+        "p1": {
+            "epoch": 330,
+            "epochs": 330,
+            "top1": {"last": 80.5, "best": 81.25},
+            "images_per_second": {"package": 9.0},
+        },
+        "p4": {"epoch": 12, "epochs": 330, "saved": True},
+        "p64": {"error": "not reached"},
+    }
+    text = page(tmp_path, "evidence", cases, data="a made-up set")
+    assert "on a made-up set: a proxy" in text
+    assert "| p1 | 330 | 330 | 9 | 80.50 | 81.25 |" in text
+    assert "| p4 | 12 | 330 |  |  |  |" in text
+    assert "p64" not in text
+    assert gpu_page.ACCURACY not in text
+    assert gpu_page.ACCURACY in page(tmp_path, "evidence", {"p4": cases["p4"]})
+
+
+def test_a_stage_that_did_not_run_says_why(tmp_path):
+    text = page(tmp_path, "training", {}, skipped="this stage needs packages that are not installed: hydra")
+    assert "It did not run: this stage needs packages that are not installed: hydra." in text
+
+
 def test_what_no_record_has_is_not_measured(tmp_path):
     measured = {"training, compiled": {"ms": {"dense": 1.0}, "ratio": {"dense": 1.0}}}
     text = gpu_page.IF_MISSING["training, compiled"]
@@ -101,8 +162,15 @@ def test_a_file_that_is_not_a_record_is_set_aside(text, message, tmp_path):
         ("correctness", {"float32 one": {"worst": 0.5}}),
         ("correctness", {"float32 one": {"error": ""}}),
         ("correctness", {"": {"error": 3}}),
+        ("training", {"throughput a": {"batch": 1}}),
+        (
+            "training",
+            {"throughput a": {"batch": 1, "images_per_second": {"package": 1.0, "loop": 0.0, "tuned loop": 1.0}}},
+        ),
+        ("training", {"resumed a": {"equal": True}}),
+        ("evidence", {"p1": {"epoch": 3}}),
     ],
 )
 def test_a_damaged_record_is_named(what, cases, tmp_path):
     with pytest.warns(SetAside, match=r"one\.json"):
-        assert "## Correctness" not in page(tmp_path, what, cases)
+        assert "on A GPU" not in page(tmp_path, what, cases)

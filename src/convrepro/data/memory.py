@@ -1,6 +1,6 @@
 """Image sets in memory, on the training device. Cropping, flipping and normalising process one batch at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +52,15 @@ class MemorySource:
         return rows, columns, flips
 
     def batches(self, indices: Iterable[Tensor], epoch: int) -> Iterator[Batch]:
-        rows, columns, flips = (draw.to(self._labels.device) for draw in self.draws(epoch))
-        for index in indices:
-            i = index.to(self._labels.device)
+        device = self._labels.device
+        rows, columns, flips = (draw.to(device) for draw in self.draws(epoch))
+        for i in _moved(list(indices), device):
             images = self._crops[i, rows[i], columns[i]]
             if self._flip:
                 images = torch.where(flips[i, None, None, None], images.flip(2), images)
             yield self._normalize(images), self._labels[i]
+
+
+def _moved(indices: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Returns `indices` on `device`, by one copy for all of them: each copy makes the host wait for a GPU."""
+    return torch.cat(list(indices)).to(device).split([len(index) for index in indices]) if indices else ()

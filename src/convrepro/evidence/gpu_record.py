@@ -12,7 +12,7 @@ from convrepro.config.paths import REPRODUCTIONS
 from convrepro.config.strict import ON_DISK, read_files
 
 FOLDER = "gpu"
-CORRECTNESS, SPEED = "correctness", "speed"
+CORRECTNESS, SPEED, TRAINING, EVIDENCE = "correctness", "speed", "training", "evidence"
 NOT_REACHED = "not reached"
 
 
@@ -26,7 +26,11 @@ class Timed(TypedDict):
 
 @with_config(ON_DISK)
 class Case(TypedDict):
-    """What one case found: an error, how exact it was, how fast, or where the time went (name, microseconds, calls)."""
+    """What one case found: an error, how exact it was, how fast, or where the time went (name, microseconds, calls).
+
+    Of training: images per second by loop; waits of the host in so many steps, by line of code; how far the losses of a
+    run that was killed differ from an unbroken run's; the epochs that a row's run has reached.
+    """
 
     error: NotRequired[str]
     worst: NotRequired[float]
@@ -37,6 +41,17 @@ class Case(TypedDict):
     ms: NotRequired[dict[str, float]]
     ratio: NotRequired[dict[str, float]]
     kernels: NotRequired[list[tuple[str, float, int]] | dict[str, Any]]
+    images_per_second: NotRequired[dict[str, Annotated[float, Field(gt=0)]]]
+    batch: NotRequired[int]
+    syncs: NotRequired[int]
+    steps: NotRequired[int]
+    where: NotRequired[dict[str, int]]
+    killed_at: NotRequired[int]
+    difference: NotRequired[float]
+    equal: NotRequired[bool]
+    top1: NotRequired[dict[str, float]]
+    epoch: NotRequired[int]
+    epochs: NotRequired[int]
 
 
 @with_config(ON_DISK)
@@ -55,17 +70,22 @@ class Content(TypedDict):
     """What a file holds."""
 
     schema: Literal[1]
-    what: Literal["correctness", "speed"]
+    what: Literal["correctness", "speed", "training", "evidence"]
     time: str
     commit: str
     environment: Place
     cases: dict[str, Case]
     notes: NotRequired[list[str]]
+    data: NotRequired[str]
+    skipped: NotRequired[str]
 
 
 @dataclass(frozen=True)
 class GpuRecord:
-    """One file: a run of one script. `cases` holds what each case found, by its name; `notes` are for the reader."""
+    """One file: a run of one script. `cases` holds what each case found, by its name; `notes` are for the reader.
+
+    `data` names the images of a script that trains, `skipped` says why it did not run.
+    """
 
     path: Path
     what: str
@@ -74,6 +94,8 @@ class GpuRecord:
     environment: Place
     cases: Mapping[str, Case]
     notes: tuple[str, ...] = ()
+    data: str | None = None
+    skipped: str | None = None
 
     def finished(self, start: str) -> dict[str, Case]:
         """The cases whose name begins with `start`, without those that have an error."""
@@ -92,6 +114,8 @@ def records(folder: Path = REPRODUCTIONS / FOLDER) -> list[GpuRecord]:
             environment=content["environment"],
             cases=content["cases"],
             notes=tuple(content.get("notes", ())),
+            data=content.get("data"),
+            skipped=content.get("skipped"),
         )
         for path, content in found
     ]

@@ -7,7 +7,17 @@ from pathlib import Path
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.config.strict import set_aside
 from convrepro.errors import ConvReproError
-from convrepro.evidence.gpu_record import CORRECTNESS, FOLDER, NOT_REACHED, SPEED, GpuRecord, records
+from convrepro.evidence.gpu_record import (
+    CORRECTNESS,
+    EVIDENCE,
+    FOLDER,
+    NOT_REACHED,
+    SPEED,
+    TRAINING,
+    Case,
+    GpuRecord,
+    records,
+)
 from convrepro.tables.markdown import bullet, escaped, markdown_grid
 
 PAGE = "GPU.md"
@@ -69,16 +79,15 @@ RANGE = "Optimizer.step#"
 """A range of the profiler, which holds kernels that are counted apart."""
 LONGEST = 5
 
-NEVER = (
-    "`trainer=gpu` and `trainer.compile=true`: no run of this package's trainer has been on a GPU",
-    "training with DDP, on one GPU or several",
-    "the accuracy of a network that was trained on a GPU",
-    "other GPUs than those named above",
-)
+ACCURACY = "the accuracy of a network that was trained on a GPU"
+"""What is not measured where no row of a table was trained to its end."""
+NEVER = ("training with DDP, on one GPU or several", "other GPUs than those named above")
 IF_MISSING = {
     "training, compiled": "a training step that torch.compile has compiled",
     "training 224": "VGG-16 at 224x224 pixels",
     "training dwc_pwc": "the time of other operators than HetConv",
+    "throughput vgg16_cifar": "`trainer=gpu`: the speed of this package's trainer on a GPU",
+    "throughput vgg16_cifar compiled": "`trainer.compile=true` on a GPU",
 }
 """What is not measured where no record has the case."""
 
@@ -93,6 +102,8 @@ def render(found: Sequence[GpuRecord]) -> str:
             set_aside(ConvReproError(f"{record.path} has a case without what is shown of it: {error!r}"))
     measured = {name for record in found for name in record.finished("")}
     missing = [text for name, text in IF_MISSING.items() if name not in measured]
+    if not any("top1" in case for record in found if record.what == EVIDENCE for case in record.cases.values()):
+        missing.append(ACCURACY)
     return "\n\n".join([*parts, "## Not measured", _bullets([*missing, *NEVER])]) + "\n"
 
 
@@ -102,11 +113,14 @@ def _section(record: GpuRecord) -> list[str]:
     versions = f"torch {place['torch']}, cuDNN {place['cudnn']}, Triton {place['triton']}"
     where = f"`{FOLDER}/{record.path.name}`: commit {record.commit}, driver {place.get('driver')}, {versions}."
     parts = [title, *map(escaped, (where, *record.notes))]
-    return parts + {CORRECTNESS: _correctness, SPEED: _speed}[record.what](record)
+    if record.skipped:
+        return [*parts, escaped(f"It did not run: {record.skipped}.")]
+    write = {CORRECTNESS: _correctness, SPEED: _speed, TRAINING: _training, EVIDENCE: _evidence}
+    return parts + write[record.what](record)
 
 
 def _correctness(record: GpuRecord) -> list[str]:
-    lines, failures = [], []
+    lines = []
     for kind in dict.fromkeys(name.split()[0] for name in record.cases):
         cases = {name: case for name, case in record.cases.items() if name.split()[0] == kind}
         bad = {name: case for name, case in cases.items() if case.get("error", NOT_REACHED) != NOT_REACHED}
@@ -115,10 +129,80 @@ def _correctness(record: GpuRecord) -> list[str]:
         worst = max((case["worst"] / case["limit"] for case in good), default=None)
         counts = len(good), len(bad), not_reached
         lines.append([CHECKS.get(kind, kind), *map(str, counts), "" if worst is None else f"{worst:.2f}"])
-        failures += [f"failed: {name}: {case['error'].splitlines()[0]}" for name, case in bad.items()]
     header = [("", "what"), *(("cases", title) for title in ("passed", "failed", NOT_REACHED))]
     header.append(("error", "largest / limit"))
-    return [_grid(header, lines), *([_bullets(failures)] if failures else [])]
+    return [_grid(header, lines), *_failures(record)]
+
+
+def _failures(record: GpuRecord) -> list[str]:
+    """The cases that were tried and failed, as a list; nothing where there are none."""
+    errors = {name: case.get("error", NOT_REACHED) for name, case in record.cases.items()}
+    failed = [f"failed: {name}: {error.splitlines()[0]}" for name, error in errors.items() if error != NOT_REACHED]
+    return [_bullets(failed)] if failed else []
+
+
+TRAINED = """Images per second of this package's training (`trainer=gpu`), without validation and saving, and of two
+training loops that are written by hand, with the same network, batch and crops, in turns in one process: the median
+over epochs. `loop` has the settings of torch that this package has; for `tuned loop` cuDNN chooses by timing, kernels
+need not be deterministic, and the optimizer is fused. A ratio is this package's speed divided by the loop's."""
+LEAST_RATIO = 0.80
+"""The lowest ratio to `loop` that was aimed at."""
+
+
+def _training(record: GpuRecord) -> list[str]:
+    lines = []
+    for name, case in record.finished("throughput ").items():
+        _, model, *compiled = name.split()
+        speeds = [case["images_per_second"][word] for word in ("package", "loop", "tuned loop")]
+        ratios = [speeds[0] / speed for speed in speeds[1:]]
+        line = [model, "yes" if compiled else "no", str(case["batch"]), *(f"{speed:.0f}" for speed in speeds)]
+        line += [*(f"{ratio:.2f}" for ratio in ratios), f"{LEAST_RATIO:.2f}"]
+        lines.append([*line, "met" if ratios[0] >= LEAST_RATIO else "missed"])
+    header = [("", "network"), ("", "compiled"), ("size", "batch")]
+    header += [("images/s", word) for word in ("this package", "loop", "tuned loop")]
+    header += [("ratio", word) for word in ("loop", "tuned loop", "goal")]
+    parts = [f"{TRAINED} The images are {escaped(str(record.data))}."]
+    if lines:
+        parts.append(_grid([*header, ("", "")], lines))
+    said = [_waits(name, case) for name, case in record.finished("syncs ").items() if "skipped" not in case]
+    said += [_resumption(name, case) for name, case in record.finished("resumed ").items()]
+    return [*parts, *([_bullets(said)] if said else []), *_failures(record)]
+
+
+def _waits(name: str, case: Case) -> str:
+    where = ", ".join(f"`{line}` {times}" for line, times in case["where"].items())
+    waits = f"the host waited for the GPU {case['syncs']} times in {case['steps']} steps"
+    return f"{name.split()[1]}: {waits}{f' ({where})' if where else ''}"
+
+
+def _resumption(name: str, case: Case) -> str:
+    told = f"{name.split()[1]}: a run was killed after step {case['killed_at']} and continued; "
+    if case["equal"]:
+        told += "its history is that of an unbroken run"
+    else:
+        told += (
+            f"its losses differ from an unbroken run's by at most {case['difference']:.1e} (limit {case['limit']:g})"
+        )
+    top1 = case["top1"]
+    return f"{told}; its checkpoint had a top-1 of {top1['device']:.2f} % on the GPU and {top1['cpu']:.2f} % on the CPU"
+
+
+ROWS = """Rows of HetConv's Table 1 at the paper's recipe, one seed each, on {data}: a proxy, never evidence for the
+paper's numbers. A row without a top-1 was stopped before its last epoch."""
+
+
+def _evidence(record: GpuRecord) -> list[str]:
+    lines = []
+    for row, case in record.finished("").items():
+        top1 = case.get("top1", {})
+        speed = case.get("images_per_second", {}).get("package")
+        words = ["" if speed is None else f"{speed:.0f}"]
+        words += [f"{top1[word]:.2f}" if top1 else "" for word in ("last", "best")]
+        lines.append([row, str(case["epoch"]), str(case["epochs"]), *words])
+    header = [("", "row"), ("epochs", "done"), ("epochs", "of"), ("speed", "images/s")]
+    header += [("top-1 %", "last"), ("top-1 %", "best")]
+    parts = [ROWS.format(data=escaped(str(record.data)))]
+    return [*parts, *([_grid(header, lines)] if lines else []), *_failures(record)]
 
 
 def _speed(record: GpuRecord) -> list[str]:
