@@ -61,10 +61,7 @@ NOISE = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its configuration, the overrides that are kept with its result, what it is, and its table, if any.
-
-    `watch`, if given, receives each epoch.
-    """
+    """One run: its configuration, the overrides that its result keeps, what it is, its table, and who watches it."""
 
     cfg: RunConfig
     overrides: list[str]
