@@ -50,11 +50,11 @@ def train(records: Records, row: str) -> None:
         try:
             wait(process, records.left() - STOP)
         finally:
-            if process.poll() is None:
+            if stopped := process.poll() is None:
                 process.terminate()
                 if not wait(process, min(STOP, max(1.0, records.left()))):
                     process.kill()
-    said = log.read_text()[start:].strip().splitlines()
+    said = ["not reached"] if stopped else log.read_text()[start:].strip().splitlines()
     record = found(folder, said[-1] if said else "it printed nothing")
     took = {"took": round(time.monotonic() - begun, 1)}
     records.cases[row] = record | took | {"call": records.words.begun}
