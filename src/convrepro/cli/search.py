@@ -75,6 +75,10 @@ def add(verbs: Any) -> None:
     verb.add_argument("--no-final", action="store_true", help="only search; read no test image")
     verb.add_argument("--name", default="", help="the name of the search (default: from what it searches)")
     verb.add_argument("--out", type=expanduser, default="searches", help="the folder for table and pages")
+    verb.add_argument(
+        "--compare", nargs="+", type=expanduser, metavar="FILE",
+        help="only compare searches by different samplers: their files <name>-trials.json",
+    )  # fmt: skip
     verb.add_argument("--submit", type=whole, metavar="N", help="queue N workers on a SLURM cluster; do not train here")
     verb.set_defaults(execute=_search, flags=[])
 
@@ -90,6 +94,8 @@ def _number(text: str) -> float:
 
 
 def _search(arguments: argparse.Namespace) -> int:
+    if arguments.compare:
+        return _compare(arguments)
     _check(arguments)
     import optuna  # noqa: F401 where it is missing, a sentence says so before anything is built
 
@@ -113,6 +119,19 @@ def _search(arguments: argparse.Namespace) -> int:
         print(f"{running} trials are running in other workers; the last worker goes on with the networks at the end")
         return 0
     return 0 if arguments.no_final else _final(arguments, search, trials, root)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Shows the fronts of searches that are done."""
+    from convrepro.report.searches import lines, read, write
+
+    if arguments.overrides:
+        raise ConvReproError(f"{arguments.overrides[0]} has no effect with --compare, which searches nothing")
+    found = read([Path(file) for file in arguments.compare])
+    print("\n".join(lines(found)))
+    for path in write(found, Path(arguments.out).absolute()):
+        print(path)
+    return 0
 
 
 def _say(line: str) -> None:

@@ -39,6 +39,7 @@ from convrepro.report.plots.figures import (
     Figure,
     Pair,
     Panel,
+    Searches,
     Trials,
 )
 from convrepro.report.plots.labels import spread
@@ -76,6 +77,8 @@ def describe(figure: Figure) -> str:
         case Costs():
             marks = [point.dot.mark for _, points in figure.panels for point in points]
             return f"{where}: {len(marks)} published costs against recomputed ones; {marks.count(OFF)} differ"
+        case Searches():
+            return f"{figure.title}: {figure.value} after each trial, {len(figure.panels[0].curves)} samplers"
         case Curves():
             rows = sum(len(panel.curves) for panel in figure.panels)
             return f"{where}: learning curves of {rows} rows, {figure.value}"
@@ -250,8 +253,8 @@ def _curves(figure: Curves) -> Canvas:
         top = HEAD + gap + height * i
         ax = add_axes(canvas, 52, height_of(canvas) - top - height + 40, right, top)
         _panel(canvas, ax, panel, words)
-        ax.set_ylabel("top-1 (%)")
-        ax.set_xlabel("epoch")
+        ax.set_ylabel(figure.y)
+        ax.set_xlabel(figure.x)
         if panel.title:
             ax.set_title(panel.title, loc="left", size=TEXT, pad=3)
     return canvas

@@ -136,8 +136,19 @@ class Curves(Figure):
     """Learning curves of the runs at the paper's budget."""
 
     kind = "curves"
+    x: ClassVar[str] = "epoch"
+    y: ClassVar[str] = "top-1 (%)"
     value: str
     panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Searches(Curves):
+    """The front of searches after each trial, a curve for each sampler."""
+
+    kind = "searches"
+    x = "trial"
+    y = "hypervolume (%)"
 
 
 def figures(table: Table, statics: Statics, results: Results) -> list[Figure]:
