@@ -124,8 +124,8 @@ def test_a_thin_network_has_the_macs_that_are_asked_for(model, override):
 
 @pytest.mark.heavy
 def test_a_network_without_a_width_says_so():
-    with pytest.raises(ConvReproError, match="vgg16_cifar has no argument for its width, such as width, widths"):
-        thinned(compose_config(["model=vgg16_cifar", "data=cifar10"]), 1)
+    with pytest.raises(ConvReproError, match="squeezenet1_0 has no argument for its width, such as width, widths"):
+        thinned(compose_config(["model=squeezenet1_0", "data=cifar10"]), 1)
 
 
 @pytest.fixture(scope="module")

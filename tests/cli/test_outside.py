@@ -100,6 +100,7 @@ def test_without_the_plugin_nothing_of_it_is_imported(typed):
     assert "did you mean outside_ops.models:two_stages?" in dotted
 
 
+@pytest.mark.exhaustive
 def test_it_is_trained_by_the_line_that_run_prints_and_its_weights_start_another(typed, folder):
     line = typed("run", "outside/ghost", "--rows", "ghost5", "--budget", "smoke", "--dry-run", *SMALL, *OUTSIDE)
     words = line.split()

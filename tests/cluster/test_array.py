@@ -77,6 +77,7 @@ def test_a_table_from_the_command_to_the_collected_result(cluster, tmp_path, mon
     assert "nothing to queue" in lab.submit()
 
 
+@pytest.mark.exhaustive
 def test_a_preempted_run_goes_on_at_the_step_where_it_stopped(cluster, tmp_path, monkeypatch):
     lab = Lab(cluster, tmp_path, monkeypatch, LONG)
     (job,) = lab.jobs

@@ -29,7 +29,7 @@ def test_every_choice_of_every_group_composes(group, name):
     assert describe(group, name), "the first line of a config says what the choice is"
 
 
-@pytest.mark.heavy
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", list_tables())
 def test_every_row_of_every_table_composes(name):
     table = load_table(name)

@@ -114,6 +114,7 @@ def test_operators_of_others_are_counted_each_time(tmp_path, monkeypatch):
     assert not cache.folder.exists()
 
 
+@pytest.mark.exhaustive
 def test_many_networks_are_counted_at_once_and_are_the_same(tmp_path):
     told: list[str] = []
     table = ranks(tmp_path, MANY + 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from support.command import Python
 from support.patience import PATIENCE
@@ -22,6 +23,14 @@ sys.path.append(str(FOLDER))  # where the scripts find each other
 #: A row of the table on a network that a CPU trains in a second.
 ROW = "dwc_pwc"
 WORDS = ["model=resnet8_cifar"]
+
+
+@pytest.fixture(autouse=True)
+def _own_settings():
+    """The scripts have a process of their own elsewhere; here Lightning's settings must not outlive a test."""
+    exact, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(exact, warn_only=warns)
 
 
 def script(name: str) -> ModuleType:

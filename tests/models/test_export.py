@@ -317,6 +317,7 @@ def test_the_verb_writes_what_a_checkpoint_gives(tmp_path, capsys):
 
 
 @needs_norms_in_onnx
+@pytest.mark.exhaustive
 def test_a_network_that_rounds_inputs_is_compared_as_far_as_it_is_determined(tmp_path):
     """A sum on the edge between two numbers falls to either side, and the layers behind multiply that."""
     torch.manual_seed(0)

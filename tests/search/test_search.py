@@ -117,6 +117,7 @@ def test_pages_say_which_accuracy_is_held_out_and_which_is_test(searched):
     assert len(content["trials"]) == len(trials_in(folder))
 
 
+@pytest.mark.exhaustive
 def test_the_same_command_again_trains_nothing(searched):
     folder, more, _ = searched
     before = trials_in(folder)
@@ -178,6 +179,7 @@ def test_a_search_that_is_killed_at_any_moment_continues_as_if_it_had_not_been(s
     assert [same(trial) for trial in trials_in(place)] == [same(trial) for trial in trials_in(whole)]
 
 
+@pytest.mark.exhaustive
 def test_two_workers_share_a_search(place):
     command = ["-m", "convrepro.cli", *words("--sampler", "nsga2", "--no-final", trials=6)]
     workers = [Python(command, cwd=place, stdout=-1, stderr=-1, text=True) for _ in range(2)]
@@ -196,6 +198,7 @@ def test_two_workers_share_a_search(place):
     assert content["front"] == front(points(trials))
 
 
+@pytest.mark.exhaustive
 def test_halving_stops_runs_early_and_the_front_has_whole_ones_only(place, monkeypatch):
     monkeypatch.chdir(place)
     more = ["--halving", "--no-final", "--sampler", "random", "recipe.epochs=4", "budget.epochs=4"]

@@ -97,6 +97,7 @@ def manifest(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.exhaustive
 def test_verbs_that_train_record_offline_and_end_in_time(tmp_path):
     lab = {"CONVREPRO_TABLES": str(small_table.write(tmp_path / "tables", LAB, "lab/tiny"))}
     ours = [*SMALL, f"logger.timeout={LONGER}", "logger.mode=online", f"runs={tmp_path}"]

@@ -74,7 +74,9 @@ def test_a_run_interrupted_at_any_step_stops_there_and_continues_as_an_unbroken_
     assert science(train(STATEFUL, tmp_path)) == unbroken
 
 
-@pytest.mark.parametrize("precision", ["32-true", pytest.param("64-true", marks=needs_exact_mean)])
+@pytest.mark.parametrize(
+    "precision", ["32-true", pytest.param("64-true", marks=[needs_exact_mean, pytest.mark.exhaustive])]
+)
 def test_an_average_and_mixtures_survive_an_interruption(tmp_path, monkeypatch, listening, unbroken, precision):
     words = [*STATEFUL, "recipe.ema=0.9", "recipe.mixup=0.4", "recipe.cutmix=1", "recipe.clip_grad=1"]
     words += [f"trainer.precision={precision}"]

@@ -37,7 +37,7 @@ def failed(words, runs) -> tuple[str, dict]:
 
 
 @pytest.mark.parametrize("step", [STEPS + 1, STEPS + 13, 2 * STEPS], ids=["first", "within", "last"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, pytest.param(torch.inf, marks=pytest.mark.exhaustive)])
 def test_the_step_is_named_and_the_run_goes_on_from_the_healthy_checkpoint(tmp_path, monkeypatch, step, value):
     with monkeypatch.context() as patch:
         harm(patch, "training_step", step, lambda module, loss: loss * value)

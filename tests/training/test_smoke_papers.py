@@ -12,6 +12,7 @@ SMALL = ["budget.train_examples=32", "budget.test_examples=16", "recipe.batch_si
 
 
 ROWS = {
+    "common": ("reference", "hetconv_p4"),
     "deepshift": ("cifar10_v5", "resnet20_q"),
     "hetconv": ("table4", "p32"),
     "igcv1": ("cifar", "l24m2_d20_cifar10"),
