@@ -83,7 +83,7 @@ def test_a_search_ends_with_an_ordinary_table(searched):
     for row in found:
         trial = trials[int(row.label.rsplit(" ", 1)[1])]
         again = compose_config(table.overrides(row))
-        searched_for = json.loads((Path(trial["run"]) / "result.json").read_text())["config"]
+        searched_for = json.loads((folder / "runs" / trial["run"] / "result.json").read_text())["config"]
         assert again.conv.model_dump() == searched_for["conv"]
         assert again.budget.holdout is None
         assert searched_for["budget"]["holdout"] == 0.2

@@ -247,7 +247,7 @@ def _train(search: Search, trial: Trial, trials: Sequence[Trial], echo: Echo) ->
     words = search.overrides(trial["params"])
     try:
         cfg = compose_config(words)
-        trial["run"] = str(identity_of(cfg, words, protocol_of(cfg)).folder(Path(cfg.runs)))
+        trial["run"] = str(identity_of(cfg, words, protocol_of(cfg)).folder(Path()))
         search.study.write(trial)
         result = _run(search, trial, words, cfg.epochs, echo)
     except Stopped as stop:
@@ -258,7 +258,7 @@ def _train(search: Search, trial: Trial, trials: Sequence[Trial], echo: Echo) ->
     except ConvReproError as error:
         outcome = ended(trial, "failed", reason=str(error))
     except Exception as error:
-        where = f" (traceback in {trial['run']}/{ERROR})" if "run" in trial else ""
+        where = f" (traceback in {search.runs / trial['run'] / ERROR})" if "run" in trial else ""
         outcome = ended(trial, "failed", reason=f"{type(error).__name__}: {error}{where}")
     else:
         trial["accuracies"] = {str(int(line["epoch"] or 0) + 1): line["val/top1"] or 0.0 for line in result["history"]}

@@ -23,9 +23,9 @@ class Trial(TypedDict):
 
     params: its choices. system_attrs: what the sampler keeps with it. macs, params_count: of one image, counted.
     excess: by which share of the bound it is beyond a constraint; 0 where it is within all. accuracies: top-1 in
-    percent on held-out training images after each epoch, counted from 1. top1: the last of them. run: the run folder.
-    same_as: the number of an earlier trial of the same network, which was not trained again. reason: why it failed, was
-    stopped or is infeasible.
+    percent on held-out training images after each epoch, counted from 1. top1: the last of them. run: the run folder,
+    below the folder of runs. same_as: the number of an earlier trial of the same network, which was not trained again.
+    reason: why it failed, was stopped or is infeasible.
     """
 
     number: int
