@@ -1,4 +1,4 @@
-"""The table that a newcomer runs first: its values are the means of our own runs, its tolerance follows their spread."""
+"""The table to run first: its values are the means of our own runs, its tolerance follows their spread."""
 
 import math
 import statistics
