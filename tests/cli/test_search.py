@@ -74,4 +74,4 @@ def test_a_missing_optuna_is_a_sentence(monkeypatch, capsys):
 
 def test_a_worker_of_a_cluster_gets_every_option_that_a_search_has():
     options = vars(parse(["search"])).keys() - {"verb", "overrides", "execute", "flags", "plugin", "config_dir"}
-    assert {option.replace("-", "_") for option in WORKERS} == options - {"submit"}
+    assert {option.replace("-", "_") for option in WORKERS} == options - {"submit", "compare"}
