@@ -147,6 +147,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.heavy
 def test_networks_reach_their_target_and_train(name):
     """The MACs that were predicted when the ratio was sought are those that fvcore counts afterwards."""
     words = name.split() if " " in name else [f"model={name}"]
@@ -187,6 +188,7 @@ def test_layers_have_ratios_of_their_own():
     assert widths == [32, 64, 128, 128, 256, 256, 256, 384, 384, 512, 512, 512, 512]
 
 
+@pytest.mark.heavy
 def test_a_filter_that_the_network_cannot_lose_stays():
     """The shortcuts of option A add a stage to the next with zeros in its place, which ties their channels."""
     _, report = build_network(compose_config(["model=resnet20_cifar", "data=cifar10", "prune=l1", "prune.ratio=0.5"]))
@@ -234,6 +236,7 @@ def test_what_cannot_be_pruned_is_one_sentence(words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.heavy
 def test_random_plans_of_layers_build():
     """Whatever ratios the layers of a network have, it runs, and has as many filters as asked for."""
     draw = random.Random(0)

@@ -48,6 +48,7 @@ def test_what_does_not_fit_a_layer_is_none_of_its_choices(odd):
     assert all(choices[0] == DENSE for choices in odd.dimensions.values())
 
 
+@pytest.mark.heavy
 def test_every_network_of_a_space_can_be_built_with_what_was_chosen(odd):
     for params in drawn(odd, 12):
         _, report = build_network(composed(odd, params))
@@ -73,6 +74,7 @@ def test_the_least_cost_is_that_of_the_cheapest_network(odd):
     assert all(odd.cost(params).macs >= odd.least.macs for params in drawn(odd, 50))
 
 
+@pytest.mark.heavy
 def test_a_uniform_network_has_its_operator_wherever_it_fits(odd):
     uniform = odd.uniform()
     assert list(uniform) == ["hetconv(p=32)", "igcv1(primary_partitions=64)", "dwc_pwc", "low_rank(rank=0.25)"]
@@ -83,6 +85,7 @@ def test_a_uniform_network_has_its_operator_wherever_it_fits(odd):
 
 
 @pytest.mark.parametrize("name", sorted(files(SPACES)))
+@pytest.mark.heavy
 def test_each_space_of_ours_has_networks(name):
     base = ("model=mobilenetv2_050", "data=cifar10") if name == "pairs" else RESNET
     space = Space(definition(name), base)
@@ -91,6 +94,7 @@ def test_each_space_of_ours_has_networks(name):
     assert space.cost(params) == counted(space, params)
 
 
+@pytest.mark.heavy
 def test_the_layers_of_a_stage_choose_together():
     space = Space(definition("stages"), RESNET)
     assert list(space.members) == ["layer1", "layer2", "layer3"]
@@ -100,6 +104,7 @@ def test_the_layers_of_a_stage_choose_together():
     assert len(report.replaced) == 4
 
 
+@pytest.mark.heavy
 def test_options_are_dimensions_of_the_whole_network():
     options = {"se_reduction": [None, 4], "model_args.widths": [[16, 32, 64], [8, 16, 32]]}
     choices = ["hetconv(p=8,16)", "dwc_pwc"]
