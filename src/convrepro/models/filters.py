@@ -1,6 +1,7 @@
 """Scores of filters: those with the lowest are removed first."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,18 @@ class Group(Protocol):
     def convs(self) -> Mapping[str, Sequence[int]]: ...
     @property
     def norms(self) -> Mapping[str, Sequence[int]]: ...
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within the block the network is in evaluation mode; afterwards each module has its mode again."""
+    modes = {layer: layer.training for layer in network.modules()}
+    try:
+        network.eval()
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 def scores(

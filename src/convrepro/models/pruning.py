@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convrepro.config.schema import Prune
 from convrepro.errors import ConvReproError
-from convrepro.models.filters import Gradients, scores
+from convrepro.models.filters import Gradients, evaluating, scores
 from convrepro.models.layers import check_patterns, matches
 
 #: Steps in which the ratio is tried that meets a target.
@@ -82,13 +82,8 @@ def _counter(positions: dict[str, int], name: str) -> Callable[[nn.Module, Any, 
 
 def _outputs(network: nn.Module, image: Tensor) -> Any:
     """The output for an image in evaluation mode; the mode stays what it was."""
-    modes = {layer: layer.training for layer in network.modules()}
-    try:
-        with torch.no_grad():
-            return network.eval()(image)
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode
+    with torch.no_grad(), evaluating(network):
+        return network(image)
 
 
 def prune(
@@ -172,17 +167,14 @@ def _graph(network: nn.Module, image: Tensor) -> Any:
         import torch_pruning
     except ImportError as error:
         raise ConvReproError(HINT) from error
-    modes = {layer: layer.training for layer in network.modules()}
     try:
-        return torch_pruning.DependencyGraph().build_dependency(network.eval(), image)
+        with evaluating(network):
+            return torch_pruning.DependencyGraph().build_dependency(network, image)
     except Exception as error:  # It traces code of others, and can raise anything.
         reason = " ".join(str(error).split())
         raise ConvReproError(
             f"prune: torch-pruning cannot trace the network: {type(error).__name__}: {reason}"
         ) from error
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode
 
 
 def _groups(network: nn.Module, image: Tensor, last: str) -> list[Coupled]:

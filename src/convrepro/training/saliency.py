@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convrepro.data import ImageData
-from convrepro.models.filters import Gradients
+from convrepro.models.filters import Gradients, evaluating
 
 #: Training images whose gradients are summed, at least; all of them where there are fewer.
 EXAMPLES = 1024
@@ -20,15 +20,12 @@ def saliency(data: ImageData) -> Gradients:
     def accumulate(network: nn.Module) -> None:
         data.prepare_data()
         data.setup()
-        modes = {layer: layer.training for layer in network.modules()}
-        network.eval()
         seen = 0
-        for images, labels in data.train_dataloader():
-            F.cross_entropy(network(images), labels, reduction="sum").backward()
-            seen += len(labels)
-            if seen >= EXAMPLES:
-                break
-        for layer, mode in modes.items():
-            layer.training = mode
+        with evaluating(network):
+            for images, labels in data.train_dataloader():
+                F.cross_entropy(network(images), labels, reduction="sum").backward()
+                seen += len(labels)
+                if seen >= EXAMPLES:
+                    break
 
     return accumulate
