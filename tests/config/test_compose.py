@@ -54,7 +54,11 @@ def by_hydra(overrides):
 
 
 @pytest.mark.parametrize(
-    "override", ["++model_args.more=1", "+model_args={a: 1, b: [2]}", "seed=3", "~model_args.width"]
+    "override",
+    [
+        *("++model_args.more=1", "++model_args.width=3", "++model_args.width={a: [1]}", "++model_args={width: 4, b: [2]}"),
+        *("++seed=3", "++model_args.deep.er=null", "+model_args={a: 1, b: [2]}", "seed=3", "~model_args.width"),
+    ],
 )
 def test_each_kind_of_override_does_what_it_does_in_hydra(override):
     by_hydra(["conv=shift", "conv.variant=v1", "+model_args.width=2", override])

@@ -98,14 +98,16 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         if override.is_add() and OmegaConf.select(cfg, key) is not None:
             return _compose(overrides)
         if key not in GROUPS:
-            OmegaConf.update(cfg, key, value, merge=True, force_add=override.is_add())
+            added = override.is_add() or override.is_force_add()
+            OmegaConf.update(cfg, key, value, merge=True, force_add=added)
     return cfg
 
 
 def _is_plain(override: Override) -> bool:
     """Whether it chooses of one of our groups, or sets or adds one value of a run."""
     place, key = override.package, override.key_or_group
-    changes = override.type is OverrideType.CHANGE or (override.is_add() and key not in GROUPS)
+    added = override.is_add() or override.is_force_add()
+    changes = override.type is OverrideType.CHANGE or (added and key not in GROUPS)
     return changes and not override.is_sweep_override() and not place and not re.match(r"hydra\b|.*/", key)
 
 

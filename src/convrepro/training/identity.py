@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from convrepro.config.compose import choices, compose_config
+from convrepro.config.paths import CONF
 from convrepro.config.plan import operators
-from convrepro.config.plugins import code
+from convrepro.config.plugins import code, content, read
 from convrepro.config.schema import RunConfig
 from convrepro.config.scientific import scientific
 from convrepro.models.weights import content_digest
@@ -46,12 +46,11 @@ def budget_label(cfg: RunConfig) -> str:
 
     A budget that takes the bundled sample in the place of the data set says so, and one that holds images out.
     """
-    name, known = cfg.budget.name, choices("budget")
-    files = compose_config([f"budget={name}"]) if name in known else None
-    recipe = compose_config([f"recipe={cfg.recipe.name}"]).recipe if cfg.recipe.name in choices("recipe") else None
+    name = cfg.budget.name
+    written = {**read(CONF / "train.yaml")["budget"], **content("budget", name)}
     whole = cfg.table is not None and "+" not in str(cfg.row)
-    same = files is not None and cfg.budget == files.budget
-    same &= whole or (recipe is not None and recipe.epochs == cfg.recipe.epochs)
+    same = cfg.budget.model_dump() == written
+    same &= whole or content("recipe", cfg.recipe.name).get("epochs") == cfg.recipe.epochs
     sample = " on the bundled sample" if cfg.budget.sample else ""
     sample += ", evaluated on held-out training images" if cfg.budget.holdout else ""
     return f"{name}{sample}" if same else f"{name}{sample}, changed"
