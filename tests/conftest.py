@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from support import tiers
+from support import command, tiers
 from support.cluster import LocalCluster
 
 GUARD = tiers.Guard()
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
-if "PYTEST_XDIST_WORKER" not in os.environ:  # one cache of counts for all processes, empty at the start
+if "PYTEST_XDIST_WORKER" not in os.environ:  # one server and one cache of counts, empty at the start, for all processes
+    command.begin_session()
     os.environ["CONVREPRO_CACHE"] = tempfile.mkdtemp(prefix="convrepro-cache-")
     atexit.register(shutil.rmtree, os.environ["CONVREPRO_CACHE"], ignore_errors=True)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start need not compile each file again

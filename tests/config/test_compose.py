@@ -56,8 +56,15 @@ def by_hydra(overrides):
 @pytest.mark.parametrize(
     "override",
     [
-        *("++model_args.more=1", "++model_args.width=3", "++model_args.width={a: [1]}", "++model_args={width: 4, b: [2]}"),
-        *("++seed=3", "++model_args.deep.er=null", "+model_args={a: 1, b: [2]}", "seed=3", "~model_args.width"),
+        *("++model_args.more=1", "++model_args.width=3", "++model_args.width={a: [1]}"),
+        *(
+            "++model_args={width: 4, b: [2]}",
+            "++seed=3",
+            "++model_args.deep.er=null",
+            "+model_args={a: 1, b: [2]}",
+            "seed=3",
+            "~model_args.width",
+        ),
     ],
 )
 def test_each_kind_of_override_does_what_it_does_in_hydra(override):

@@ -7,6 +7,7 @@ point, or a signal may come before them, a test takes `subprocess`.
 
 import atexit
 import ctypes
+import fcntl
 import functools
 import json
 import os
@@ -24,13 +25,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 LIBRARIES = ("torch", "torchvision", "lightning.pytorch", "timm", "torchmetrics", "fvcore.nn", "hydra", "pydantic")
 TESTS = str(Path(__file__).parents[1])
 CODE = f"import sys; sys.path.append({TESTS!r}); from support import command; command.serve()"
 CONVREPRO = ("-m", "convrepro.cli")
 REMOTE = Path(__file__).with_name("remote_python.py")
+#: Variables with the server's folder, and the number of the process that it ends with.
+SERVER, SESSION = "TESTS_SERVER", "TESTS_SESSION"
 #: So many bytes the command line of a forked process can have.
 LONGEST = 4000
 #: Of the fields in /proc/self/stat behind the name, the one with the address of the command line.
@@ -74,7 +77,7 @@ class Python(subprocess.Popen):
         }
         stdin, to_stdin, from_stdout, stdout, from_stderr, stderr = given[ENDS]
         self._line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._line.connect(_server().address)
+        self._line.connect(_server())
         files = [file if file >= 0 else number for number, file in enumerate((stdin, stdout, stderr))]
         socket.send_fds(self._line, [json.dumps(request).encode()], files)
         self.pid = int(self._line.recv(16))
@@ -103,48 +106,54 @@ class Python(subprocess.Popen):
 
 def write_python(path: Path, *first: str) -> None:
     """Writes a program that is to its callers as Python with the words `first` is; its processes are such forks."""
-    words = shlex.join([sys.executable, "-IS", str(REMOTE), _server().address, *first])
+    words = shlex.join([sys.executable, "-IS", str(REMOTE), _server(), *first])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     path.chmod(0o755)
 
 
-class Server(NamedTuple):
-    process: subprocess.Popen
-    address: str
-
-
 @functools.cache
-def _server() -> Server:
-    """This test process's server, which is started for the first process and ends with the tests."""
+def _server() -> str:
+    """The address of the server of all test processes of this session; the first that asks starts it."""
+    folder, session = Path(os.environ[SERVER]), os.environ[SESSION]
+    address = str(folder / "socket")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not Path(address).exists():
+            clean = {name: value for name, value in os.environ.items() if not name.startswith(("CONVREPRO_", "WANDB_"))}
+            process = subprocess.Popen(
+                [sys.executable, "-c", CODE, address, session, " " * LONGEST],
+                env=clean,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            assert process.stdout
+            assert process.stdout.readline() == b"ready\n"
+    return address
+
+
+def begin_session() -> None:
+    """Makes this process the one that the server ends with; processes that it starts, and theirs, share the server."""
     folder = tempfile.mkdtemp(prefix="convrepro-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    address = f"{folder}/socket"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CONVREPRO_", "WANDB_"))}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, address, " " * LONGEST],
-        env=clean,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    atexit.register(process.wait)
-    atexit.register(process.terminate)
-    assert process.stdout
-    assert process.stdout.readline() == b"ready\n"
-    return Server(process, address)
+    os.environ |= {SERVER: folder, SESSION: str(os.getpid())}
 
 
 def serve() -> None:
-    """Forks a process for each request at the socket that the command line names, and one that waits for it."""
+    """Forks a process for each request at the socket that the command line names, and one that waits for it, until the
+    process of the session ends.
+    """
     for name in LIBRARIES:
         __import__(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    address, session = sys.argv[1:3]
+    ended = os.pidfd_open(int(session))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.bind(sys.argv[1])
+        server.bind(address)
         server.listen()
         print("ready", flush=True)
-        while True:
+        while ended not in select.select([server, ended], [], [])[0]:
             line, _ = server.accept()
             data, files, _, _ = socket.recv_fds(line, 1 << 20, 3)
             if os.fork():
