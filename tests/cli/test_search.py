@@ -28,6 +28,13 @@ SMALL = ["--budget", "smoke", "--space", "stages"]
         (["--max-macs", "nan"], "'nan' must be a number"),
         (["--max-macs", "0.01"], "which no network of the space reaches; the smallest has"),
         (["--max-params", "10"], "--max-params 10 is 10, which no network of the space reaches"),
+        (
+            ["--max-latency", "1.5"],
+            "--max-latency 1.5 must be above 0 and at most 1: a share of the dense network's time",
+        ),
+        (["--max-latency", "0"], "--max-latency 0 must be above 0"),
+        (["--latency-mode", "train"], "--latency-mode 'train' is unknown; valid: inference, exported"),
+        (["--max-latency", "0.5", "--latency-batch", "0"], "--latency-batch 0 must be at least 1"),
         (["--name", "a/b"], "--name 'a/b' must be letters, digits, _ and - alone"),
         (["--seeds", "x"], "--seeds 'x' must be whole numbers"),
         (["--budget", "none"], "budget=none does not exist"),

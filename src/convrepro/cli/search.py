@@ -32,6 +32,7 @@ OWN = {
     "row": "a search writes a table of its own",
 }
 SAMPLERS = ("nsga2", "tpe", "random", "controller")
+LATENCY_MODES = ("inference", "exported")
 #: The options of a worker.
 WORKERS: tuple[str, ...] = (
     "space",
@@ -39,6 +40,9 @@ WORKERS: tuple[str, ...] = (
     "trials",
     "max-macs",
     "max-params",
+    "max-latency",
+    "latency-mode",
+    "latency-batch",
     "budget",
     "holdout",
     "halving",
@@ -62,6 +66,11 @@ def add(verbs: Any) -> None:
     bound = "at most so many: up to 1 a share of the dense network's, above 1 a number"
     verb.add_argument("--max-macs", type=_number, metavar="N", help=f"multiply-accumulates, {bound}")
     verb.add_argument("--max-params", type=_number, metavar="N", help=f"parameters, {bound}")
+    time = "largest share of the dense network's time, measured in turns before a network is trained"
+    verb.add_argument("--max-latency", type=_number, metavar="SHARE", help=time)
+    mode = "what is timed: inference in the fused form, or exported to onnxruntime (default: inference)"
+    verb.add_argument("--latency-mode", default="inference", metavar="MODE", help=mode)
+    verb.add_argument("--latency-batch", type=whole, default=64, metavar="N", help="images in its batch (default: 64)")
     verb.add_argument("--budget", default="proxy", help="paper, proxy or smoke (default: proxy)")
     verb.add_argument("--holdout", type=_number, default=0.2, help="share of the training images (default: 0.2)")
     verb.add_argument("--halving", action="store_true", help="end trials that are not among the best half at an epoch")
@@ -142,6 +151,9 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises ConvReproError for an option outside its range, and for an override that the search sets itself."""
     if arguments.sampler not in SAMPLERS:
         raise ConvReproError(f"--sampler {shown(arguments.sampler)} is unknown; valid: {', '.join(SAMPLERS)}")
+    if arguments.latency_mode not in LATENCY_MODES:
+        mode, valid = shown(arguments.latency_mode), ", ".join(LATENCY_MODES)
+        raise ConvReproError(f"--latency-mode {mode} is unknown; valid: {valid}")
     if arguments.flags and arguments.submit is None:
         raise ConvReproError(f"{arguments.flags[0]} is a flag of sbatch, which has no effect without --submit")
     for option in ("trials", "finalists", "submit"):
@@ -164,6 +176,7 @@ def _asked(arguments: argparse.Namespace) -> "Search":
     from convrepro.config.compose import compose_config
     from convrepro.config.scientific import executes
     from convrepro.runs.protocol import short
+    from convrepro.search.latency import Latency
     from convrepro.search.search import Limits, Search, limit
     from convrepro.search.space import Space, definition
 
@@ -177,14 +190,18 @@ def _asked(arguments: argparse.Namespace) -> "Search":
         )
     base = tuple(text for text in overrides if not executes(key_of(text)))
     extra = tuple(text for text in without(overrides, "runs") if executes(key_of(text)))
+    share, mode = arguments.max_latency, arguments.latency_mode
+    latency = None if share is None else Latency(share, mode, arguments.latency_batch)
     space = Space(found, base)
     limits = Limits(
         limit("--max-macs", arguments.max_macs, space.dense.macs, space.least.macs),
         limit("--max-params", arguments.max_params, space.dense.params, space.least.params),
+        latency,
     )
     paper, data = (re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") for text in (cfg.model, cfg.data.name))
     rest = sorted(text for text in base if key_of(text) not in ("model", "data"))
     how = {"base": rest, "limits": limits.bounds, "budget": arguments.budget, "holdout": arguments.holdout}
+    how |= {"latency": str(latency)} if latency else {}
     digest = short({**how, "halving": arguments.halving, "space": found.model_dump()})
     name = arguments.name or f"{data}_{found.name}_{arguments.sampler}_seed{arguments.seed}_{digest}"
     return Search(

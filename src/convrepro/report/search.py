@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,35 +48,40 @@ def summary(search: Search, trials: Sequence[Trial]) -> list[str]:
 
 def front_lines(search: Search, trials: Sequence[Trial]) -> list[str]:
     """The networks of the front for a terminal, by their MACs."""
-    lines = [f"{'trial':>5}  {'M MACs':>8}  {'of dense':>8}  {HELD_OUT}  network"]
+    timed = any("latency" in trial for trial in trials)
+    lines = [f"{'trial':>5}  {'M MACs':>8}  {'of dense':>8}  {'its time  ' * timed}{HELD_OUT}  network"]
     for number in front(points(trials)):
         trial = trials[number]
         share = trial["macs"] / search.space.dense.macs
         chosen = Counter(trial["params"].values())
         network = ", ".join(f"{times} x {choice}" for choice, times in chosen.items())
         accuracy = f"{trial['top1']:.2f}".rjust(len(HELD_OUT))
-        lines.append(f"{number:5}  {trial['macs'] / 1e6:8.2f}  {share:8.3f}  {accuracy}  {network}")
+        latency = f"{trial.get('latency', math.nan):8.3f}  " if timed else ""
+        lines.append(f"{number:5}  {trial['macs'] / 1e6:8.2f}  {share:8.3f}  {latency}{accuracy}  {network}")
     return [visible(line) for line in lines]
 
 
 def write_trials(search: Search, trials: Sequence[Trial], root: Path) -> list[Path]:
     """Writes the trials as CSV, JSON and, with two or more of them, a plot; returns the paths.
 
-    `hypervolume` in the CSV is that of the front after each trial, as a share of the rectangle up to 100 % and to the
-    dense network's MACs.
+    In the CSV, `latency` is a share of the dense network's time, and `hypervolume` that of the front after each trial,
+    as a share of the rectangle up to 100 % and to the dense network's MACs.
     """
     stem = root / search.name
     found, values = points(trials), io.StringIO()
     writer = csv.writer(values)
     dimensions = list(search.space.dimensions)
-    header = ["trial", "state", "epochs", HELD_OUT, "macs", "params", "same as", "hypervolume"]
+    header = ["trial", "state", "epochs", HELD_OUT, "macs", "params", "latency", "same as", "hypervolume"]
     writer.writerow([*header, *dimensions])
     for trial in trials:
         so_far = {number: point for number, point in found.items() if number <= trial["number"]}
         area = f"{hypervolume(so_far, search.space.dense.macs):.6f}"
         top1 = "" if trial["top1"] is None else f"{trial['top1']:.4f}"
         facts = [trial["number"], trial["state"], len(trial["accuracies"]), top1, trial["macs"], trial["params_count"]]
-        writer.writerow([*facts, trial.get("same_as", ""), area, *(trial["params"][name] for name in dimensions)])
+        latency = f"{trial['latency']:.4f}" if "latency" in trial else ""
+        writer.writerow(
+            [*facts, latency, trial.get("same_as", ""), area, *(trial["params"][name] for name in dimensions)]
+        )
     content = {
         "search": search.name,
         "settings": search.settings,

@@ -19,6 +19,7 @@ from convrepro.runs import interruption
 from convrepro.runs.folder import ERROR
 from convrepro.runs.result import Result
 from convrepro.search import halving
+from convrepro.search.latency import Latency
 from convrepro.search.samplers import propose
 from convrepro.search.space import Cost, Space
 from convrepro.search.study import Study, Taken
@@ -41,13 +42,16 @@ Echo = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a search: the MACs and the parameters that a network may have at most; None for no bound."""
+    """The bounds of a search: what a network may have at most of MACs, parameters and time; None for no bound."""
 
     macs: int | None = None
     params: int | None = None
+    latency: Latency | None = None
 
     def excess(self, cost: Cost) -> float:
-        """By which share of a bound the cost is beyond it; of two bounds the larger share; 0 within both."""
+        """By which share of a bound the cost is beyond it; of two bounds the larger share; 0 within both. The bound on
+        the time is no part of it.
+        """
         bounds = ((cost.macs, self.macs), (cost.params, self.params))
         return max(0.0, *(value / bound - 1 for value, bound in bounds if bound)) if any(self.bounds) else 0.0
 
@@ -123,12 +127,14 @@ class Search:
     @property
     def settings(self) -> dict[str, Any]:
         """What is searched, for a reader."""
+        latency = self.limits.latency
         return {
             "model": self.space.network.model,
             "data": self.space.network.data.name,
             "space": self.space.definition.model_dump(),
             "max_macs": self.limits.macs,
             "max_params": self.limits.params,
+            **({"max_latency": str(latency)} if latency else {}),
             "sampler": self.sampler,
             "seed": self.seed,
             "budget": self.budget,
@@ -188,16 +194,14 @@ def _check(search: Search, trials: Sequence[Trial]) -> None:
         )
     last = [trial["state"] for trial in trials[-TRIES:]]
     if len(last) == TRIES and set(last) == {"infeasible"}:
-        bounds = ", ".join(
-            f"{of} at most {bound:,}"
-            for of, bound in zip(("MACs", "parameters"), search.limits.bounds, strict=True)
-            if bound
-        )
+        named = zip(("MACs", "parameters"), search.limits.bounds, strict=True)
+        bounds = [f"{of} at most {bound:,}" for of, bound in named if bound]
+        bounds += [f"at most {search.limits.latency}"] if search.limits.latency else []
         least = search.space.least
         raise ConvReproError(
-            f"the last {TRIES} networks that --sampler {search.sampler} proposed break a constraint ({bounds}; the "
-            f"smallest network has {least.macs:,} MACs or {least.params:,} parameters); allow more, take --sampler "
-            "nsga2, or a space with cheaper choices"
+            f"the last {TRIES} networks that --sampler {search.sampler} proposed break a constraint "
+            f"({', '.join(bounds)}; the smallest network has {least.macs:,} MACs or {least.params:,} parameters); "
+            "allow more, take --sampler nsga2, or a space with cheaper choices"
         )
     recent = [trial for trial in counted(trials) if trial["state"] != "running"][-FAILURES:]
     if len(recent) == FAILURES and all(trial["state"] == "failed" for trial in recent):
@@ -246,6 +250,10 @@ def _train(search: Search, trial: Trial, trials: Sequence[Trial], echo: Echo) ->
         return
     words = search.overrides(trial["params"])
     try:
+        if reason := _too_slow(search, trial, trials):
+            echo(f"  not trained: {reason}")
+            search.study.write(ended(trial, "infeasible", reason))
+            return
         cfg = compose_config(words)
         trial["run"] = str(identity_of(cfg, words, protocol_of(cfg)).folder(Path()))
         search.study.write(trial)
@@ -269,6 +277,18 @@ def _train(search: Search, trial: Trial, trials: Sequence[Trial], echo: Echo) ->
     search.study.write(outcome)
 
 
+def _too_slow(search: Search, trial: Trial, trials: Sequence[Trial]) -> str:
+    """Why the network is beyond the bound on its time, which is measured once for each network; empty within it."""
+    if not (bound := search.limits.latency):
+        return ""
+    if "latency" not in trial:
+        known = (t["latency"] for t in trials if t["params"] == trial["params"] and "latency" in t)
+        trial["latency"] = next(known, None) or bound.of(search.space, trial["params"])
+        search.study.write(trial)
+    trial["excess"] = max(0.0, trial["latency"] / bound.share - 1)
+    return f"it takes {trial['latency']:.3f} of the dense network's time" if trial["excess"] else ""
+
+
 def ended(trial: Trial, state: State, reason: str = "") -> Trial:
     """The trial as it is once it has ended."""
     whole: Trial = {**trial, "state": state, "ended": now()}
@@ -287,6 +307,8 @@ def _copied(trial: Trial, twin: Trial) -> Trial:
     copied: Trial = {**trial, "accuracies": twin["accuracies"], "top1": twin["top1"], "same_as": twin["number"]}
     if "run" in twin:
         copied["run"] = twin["run"]
+    if "latency" in twin:
+        copied["latency"] = twin["latency"]
     return ended(copied, twin["state"], twin.get("reason", ""))
 
 

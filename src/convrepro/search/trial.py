@@ -25,6 +25,7 @@ class Trial(TypedDict):
     excess: by which share of the bound it is beyond a constraint; 0 where it is within all. accuracies: top-1 in
     percent on held-out training images after each epoch, counted from 1. top1: the last of them. run: the run folder,
     below the folder of runs. same_as: the number of an earlier trial of the same network, which was not trained again.
+    latency: the time of a batch as a share of the dense network's, where that is bounded.
     reason: why it failed, was stopped or is infeasible.
     """
 
@@ -39,6 +40,7 @@ class Trial(TypedDict):
     top1: float | None
     run: NotRequired[str]
     same_as: NotRequired[int]
+    latency: NotRequired[float]
     reason: NotRequired[str]
     worker: str
     started: str
