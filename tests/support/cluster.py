@@ -19,7 +19,7 @@ from typing import TypeVar
 import pytest
 
 from convrepro.cluster.slurm import SILENCE
-from support.command import convrepro, write_python
+from support.command import CONVREPRO, convrepro, write_python
 from support.patience import PATIENCE, wait
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "local_cluster.sh"
@@ -35,8 +35,8 @@ class LocalCluster:
     """One cluster in `folder`; `with LocalCluster(...)` starts it, and in the end stops it and removes the folder.
 
     folder: new or empty. knobs: of `local_cluster.sh start`, such as "--nodes", "3" or "--accounting".
-    env: what to merge into os.environ for a process that talks to the cluster; tasks of tables are forks
-        (`command.write_python`) by CONVREPRO_SLURM_PYTHON.
+    env: what to merge into os.environ for a process that talks to the cluster; the command `convrepro` in its PATH and,
+        by CONVREPRO_SLURM_PYTHON, tasks of tables are forks (`command.write_python`).
     Entering skips the test where Slurm is not installed.
     """
 
@@ -46,7 +46,7 @@ class LocalCluster:
         self._crashed = False
         self.env = {
             "SLURM_CONF": str(folder / "slurm.conf"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
             "CONVREPRO_SLURM_PYTHON": str(folder / "python"),
         }
 
@@ -56,6 +56,7 @@ class LocalCluster:
             pytest.skip(started.stderr.strip())
         assert started.returncode == 0, started.stderr + self.logs()
         write_python(self.folder / "python")
+        write_python(self.folder / "bin" / "convrepro", *CONVREPRO)
         return self
 
     def __exit__(self, *_: object) -> None:

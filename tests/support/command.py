@@ -1,6 +1,6 @@
 """Python processes for tests, such as the command `convrepro`, without the seconds that libraries load for.
 
-Each is a fork of a process that has imported torch, Lightning and timm, and nothing of this package. It has the
+Each is a fork of a process that has imported torch, Lightning, timm and W&B, and nothing of this package. It has the
 environment, the folder and the outputs that it is given, and is killed like any other; only where imports are the
 point, or a signal may come before them, a test takes `subprocess`.
 """
@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import Any
 
 LIBRARIES = ("torch", "torchvision", "lightning.pytorch", "timm", "torchmetrics", "fvcore.nn", "hydra", "pydantic")
+LIBRARIES += ("wandb.apis.public", "wandb_workspaces.workspaces", "wandb_workspaces.reports.v2", "optuna")
 TESTS = str(Path(__file__).parents[1])
 CODE = f"import sys; sys.path.append({TESTS!r}); from support import command; command.serve()"
 CONVREPRO = ("-m", "convrepro.cli")

@@ -11,6 +11,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ LOOPS = ("fit", "validate", "test", "predict")
 #: Tests of `convrepro.testing` that take seconds; they have no mark, which outside packages would have to declare.
 SLOW = ("test_compiles_without_graph_breaks",)
 #: Groups of files that share something expensive, by the end of their paths: what one process runs, one after the
-#: other. The groups come first, in this order, those that take longest before the others.
+#: other. The groups come first, in this order, those that take longest before the others. After them come the files
+#: with a fixture of their own for all their tests, each a group too, lest every process makes it.
 GROUPS = {
     "a cluster for the chaos": ("cluster/test_chaos.py",),
     "a cluster for tables": ("cluster/test_array.py", "cluster/test_paper.py"),
@@ -39,19 +41,29 @@ GROUPS = {
     "a page of all tables": ("report/test_html.py",),
     "a comparison": ("cli/test_compare.py",),
     "a search": ("search/test_search.py",),
+    "an audit of all tables": ("report/test_papers.py",),
 }
+ROOT = Path(__file__).parents[2]
 
 
 def group(nodeid: str) -> str:
     """The group of a test; its own id where it is in none."""
     file = nodeid.split("::")[0]
-    return next((name for name, files in GROUPS.items() if file.endswith(files)), nodeid)
+    found = next((name for name, files in GROUPS.items() if file.endswith(files)), nodeid)
+    return file if found == nodeid and _shares(ROOT / file) else found
+
+
+@cache
+def _shares(path: Path) -> bool:
+    """Whether the tests of a file share a fixture."""
+    return path.is_file() and 'scope="module"' in path.read_text()
 
 
 def rank(item: pytest.Item) -> int:
     """Tests of a lower rank start earlier where several processes share them: short ones are left for the end."""
-    places = {name: place for place, name in enumerate(GROUPS)}
-    return places.get(group(item.nodeid), len(places) + bool(item.get_closest_marker("unit")))
+    places, own = {name: place for place, name in enumerate(GROUPS)}, group(item.nodeid)
+    single = own == item.nodeid
+    return places.get(own, len(places) + single + 2 * bool(item.get_closest_marker("unit")))
 
 
 def is_left_out(path: Path, marks: str) -> bool:
