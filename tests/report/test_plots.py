@@ -17,6 +17,7 @@ from convrepro.report.papers import plot_path, report
 from convrepro.report.plots.draw import svg
 from convrepro.report.plots.figures import figures
 from convrepro.report.plots.files import overview, read_digest, write_overview, write_plots
+from convrepro.report.plots.files import picture as picture_of
 from convrepro.report.plots.labels import overlaps
 from convrepro.report.plots.style import MARKS
 from convrepro.tables import list_tables, load_table
@@ -270,6 +271,17 @@ def test_files_are_written_where_the_page_shows_them_and_removed_with_their_data
     assert not svgs[2].exists()
     assert not svgs[2].with_suffix(".png").exists()
     assert "curves" not in report("paper", lambda _: STATICS, root).read_text()
+
+
+def test_a_page_takes_a_drawing_of_the_same_values_and_no_other(table, results, root):
+    (figure, *_), (other, *_) = (figures(table, STATICS, runs) for runs in (results, {}))
+    path = plot_path(table.name, figure.kind, root)
+    assert picture_of(figure, path) == svg(figure), "there is no file yet"
+    write_plots(table, STATICS, results, root)
+    path.write_text(path.read_text() + "<!-- as it was drawn -->")
+    assert picture_of(figure, path) == path.read_text()
+    assert other.kind == figure.kind
+    assert picture_of(other, path) == svg(other)
 
 
 def test_an_svg_tells_no_date_and_no_place(table, results):

@@ -1,6 +1,6 @@
 """Writes the pages of the papers, and the scoreboard of the README."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import groupby
 from pathlib import Path
 
@@ -38,9 +38,9 @@ def plot_path(table: str, kind: str, root: Path = REPRODUCTIONS) -> Path:
     return root / paper / "plots" / f"{name}-{kind}.svg"
 
 
-def _tables(root: Path) -> list[Table]:
-    """All tables, ordered by paper and then by their number in the paper; tables without a number come last."""
-    tables = [load_table(name, root) for name in list_tables(root)]
+def _tables(root: Path, papers: Collection[str]) -> list[Table]:
+    """The papers' tables, ordered by paper and then by their number in it; tables without a number come last."""
+    tables = [load_table(name, root) for name in list_tables(root) if name.split("/")[0] in papers]
     return sorted(tables, key=lambda t: (t.source.paper, isinstance(t.source.table, str), str(t.source.table), t.name))
 
 
@@ -48,7 +48,7 @@ def paper_tables(paper: str, root: Path = REPRODUCTIONS) -> list[Table]:
     """The paper's tables in the order of its page; raises ConvReproError for an unknown paper."""
     if paper not in list_papers(root):
         raise ConvReproError(f"there is no paper {paper!r}; valid: {', '.join(list_papers(root))}")
-    return [table for table in _tables(root) if table.source.paper == paper]
+    return _tables(root, (paper,))
 
 
 def report(paper: str, statics: Callable[[Table], Statics], root: Path = REPRODUCTIONS) -> Path:
@@ -101,7 +101,7 @@ def write_scoreboard(
     _, end, after = rest.partition(END)
     if not (start and end):
         raise ConvReproError(f"{readme} has no lines {START} and {END}; add them where the scoreboard belongs")
-    groups = groupby(_tables(root), key=lambda table: table.source.paper)
+    groups = groupby(_tables(root, list_papers(root)), key=lambda table: table.source.paper)
     papers = [
         (paper, title(paper, root), [_entry(table, statics, root) for table in tables]) for paper, tables in groups
     ]

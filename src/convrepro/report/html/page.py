@@ -10,13 +10,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import visible
 from convrepro.report.html.cards import cards
 from convrepro.report.html.content import Section, section
 from convrepro.report.html.inline import inline_svg
+from convrepro.report.papers import plot_path
 from convrepro.report.plots import draw
 from convrepro.report.plots.figures import figures
-from convrepro.report.plots.files import overview
+from convrepro.report.plots.files import OVERVIEW, overview, picture
 from convrepro.tables import Results, Statics, Table, tally
 
 HERE = Path(__file__).parent
@@ -79,13 +81,16 @@ def _section(entry: Entry) -> Section:
     pictures = []
     for figure in figures(entry.table, entry.statics, entry.results):
         name = f"{entry.table.name.replace('/', '-')}-{figure.kind}"
-        pictures.append((draw.describe(figure), inline_svg(draw.svg(figure), name)))
+        drawn = picture(figure, plot_path(entry.table.name, figure.kind))
+        pictures.append((draw.describe(figure), inline_svg(drawn, name)))
     return section(entry.table, entry.statics, entry.results, entry.proxies, pictures)
 
 
 def _overview(entries: Sequence[Entry]) -> tuple[str, Markup] | None:
     figure = overview((entry.table, entry.statics) for entry in entries)
-    return (draw.describe(figure), inline_svg(draw.svg(figure), "all-costs")) if figure and len(entries) > 1 else None
+    if not figure or len(entries) < 2:
+        return None
+    return draw.describe(figure), inline_svg(picture(figure, REPRODUCTIONS / OVERVIEW), "all-costs")
 
 
 def _board(entries: Sequence[Entry]) -> dict[str, list]:

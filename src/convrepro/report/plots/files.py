@@ -57,6 +57,13 @@ def overview(counted: Iterable[tuple[Table, Statics]]) -> Figure | None:
     return costs(sorted(counted, key=lambda pair: pair[0].name), "Published against recomputed costs", LABEL_FROM)
 
 
+def picture(figure: Figure, path: Path) -> str:
+    """The figure as SVG: what `path` has, where that is a drawing of the same values; else drawn anew."""
+    if path.exists() and read_digest(path) == figure.digest:
+        return path.read_text(encoding="utf-8")
+    return draw.svg(figure)
+
+
 def read_digest(path: Path) -> str | None:
     """The digest of the figure in an SVG file; None where the file contains none."""
     found = re.search(r"<dc:identifier>([0-9a-f]{16})</dc:identifier>", path.read_text(encoding="utf-8"))
