@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from convrepro.cli.command import execute
+from convrepro.config.paths import ROOT
 from convrepro.errors import ConvReproError
-from convrepro.report.searches import curve, read
+from convrepro.report.plots.files import read_digest
+from convrepro.report.searches import curve, read, write
 
 pytestmark = pytest.mark.unit
 
@@ -98,3 +100,15 @@ def test_what_cannot_be_compared_is_a_sentence(tmp_path, capsys):
         read([tmp_path / "none.json"])
     assert execute(["search", "model=resnet18", "--compare", str(first)]) == 2
     assert "model=resnet18 has no effect with --compare" in capsys.readouterr().err
+
+
+def test_the_example_is_what_the_command_makes_of_its_searches(tmp_path):
+    folder = ROOT / ".github" / "examples" / "search_resnet8"
+    found = read(sorted(folder.glob("*-trials.json")))
+    assert len(found) == 10
+    for path in write(found, tmp_path):
+        committed = folder / path.name
+        if path.suffix == ".svg":
+            assert read_digest(committed) == read_digest(path)
+        else:
+            assert committed.read_text() == path.read_text()
