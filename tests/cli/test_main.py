@@ -5,7 +5,7 @@ import re
 import pytest
 
 from convrepro.cli.main import main
-from support.command import convrepro
+from support.command import Python, convrepro
 
 
 def test_list_and_show():
@@ -91,3 +91,14 @@ def test_a_sweep_runs_every_value(tmp_path):
     done = convrepro("train", "-m", *words, "budget.test_examples=50", "logger=none", f"runs={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+def test_at_its_end_a_command_looks_at_no_object_of_the_libraries():
+    """A collection of all that torch and Lightning import takes longer than many a command."""
+    code = "import atexit, gc; atexit.register(lambda: print('frozen', gc.get_freeze_count(), len(gc.get_objects())))\n"
+    code += "from convrepro.cli.main import main; main()"
+    with Python(["-c", code, "list", "convs"], stdout=-1, text=True) as process:
+        out, _ = process.communicate()
+    frozen, left = map(int, re.search(r"frozen (\d+) (\d+)", out).groups())
+    assert frozen > 100_000
+    assert left < frozen / 100

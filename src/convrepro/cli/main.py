@@ -1,5 +1,6 @@
 """The entry of the command line. It imports the rest where an interrupt is answered, even one in the first moment."""
 
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         code = EXIT_CODE
+    if argv is None:
+        gc.freeze()  # at its end Python would look at every object of the libraries once more: seconds
     sys.exit(code)
 
 
