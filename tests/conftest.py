@@ -1,6 +1,7 @@
 """One thread a process: the suite runs several at once, and small tensors gain nothing from more."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -53,6 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tiers.assign(items)
     if hasattr(config, "workerinput"):  # several processes share the tests
         items.sort(key=tiers.rank)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # or each collection looks at half a million objects of libraries
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -40,9 +40,9 @@ def as_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     [
         ("resnet18", dict),
         ("resnet50", as_published),
-        ("densenet121", dict),
+        pytest.param("densenet121", dict, marks=pytest.mark.exhaustive),
         ("densenet121", as_published),
-        ("vgg11_bn", as_published),
+        pytest.param("vgg11_bn", as_published, marks=pytest.mark.exhaustive),
         ("alexnet", dict),
         ("squeezenet1_0", dict),
         ("squeezenet1_1", dict),

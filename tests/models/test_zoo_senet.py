@@ -43,7 +43,7 @@ def resnet_by_hand(blocks, *, se=0, cardinality=1, width=64, first_1x1=True):
     return macs + 1000 * channels, elements, elements if se else 0, weights + 1000 * channels
 
 
-@pytest.mark.parametrize("depth", BLOCKS)
+@pytest.mark.parametrize("depth", [50, *(pytest.param(d, marks=pytest.mark.exhaustive) for d in BLOCKS if d != 50)])
 @pytest.mark.parametrize("se", [0, 16])
 def test_resnet_is_counted_as_in_table_2(depth, se):
     network = counted(f"resnet{depth}_stride1x1", **({"se_reduction": se} if se else {}))
@@ -53,7 +53,13 @@ def test_resnet_is_counted_as_in_table_2(depth, se):
     assert network.total("weights") == weights
 
 
-@pytest.mark.parametrize(("name", "depth"), [("resnext50_32x4d", 50), ("resnext101_32x4d", 101)])
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("resnext50_32x4d", 50),
+        pytest.param("resnext101_32x4d", 101, marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.parametrize("se", [0, 16])
 def test_resnext_is_counted_as_in_table_2(name, depth, se):
     network = counted(name, **({"block_args": {"attn_layer": "se"}} if se else {}))

@@ -63,7 +63,7 @@ def test_the_papers_page_is_up_to_date(paper, tmp_path):
 
 
 #: Papers whose networks take longest to count; their operators and networks are counted in tests of their own, too.
-LONG = ("deepshift", "hetconv", "igcv1", "senet")
+LONG = ("deepshift", "hetconv", "igcv1", "resnext", "senet", "shufflenet_v1")
 PAPERS = [pytest.param(paper, marks=[pytest.mark.exhaustive] * (paper in LONG)) for paper in list_papers()]
 
 

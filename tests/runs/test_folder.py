@@ -138,7 +138,10 @@ def malicious_pickle(path, tmp_path):
     path.write_bytes(pickle.dumps(Runs(tmp_path / "executed")))
 
 
-@pytest.mark.parametrize("harm", [truncated, emptied, malicious, malicious_pickle])
+@pytest.mark.parametrize(
+    "harm",
+    [truncated, malicious, *(pytest.param(harm, marks=pytest.mark.exhaustive) for harm in (emptied, malicious_pickle))],
+)
 def test_the_checkpoint_before_a_torn_one_is_taken_and_nothing_in_a_file_is_executed(tmp_path, unbroken, harm):
     run = folder(tmp_path)
     train(NAMED, tmp_path)

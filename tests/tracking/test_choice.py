@@ -132,8 +132,8 @@ def without(packages: Sequence[str], words: Sequence[str], folder: Path) -> tupl
     [
         ["count", "model=deepshift_mnist_conv", "data=mnist"],
         ["train", *STATEFUL],
-        ["show", "hetconv/table1"],
-        ["list"],
+        pytest.param(["show", "hetconv/table1"], marks=pytest.mark.exhaustive),
+        pytest.param(["list"], marks=pytest.mark.exhaustive),
     ],
     ids=lambda words: words[0],
 )

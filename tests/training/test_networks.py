@@ -69,9 +69,10 @@ def test_an_operator_trains_in_a_network_or_says_why_not(network, operator, tmp_
 @pytest.mark.parametrize(
     "operator",
     [
-        *(["conv=low_precision", f"conv.precision={form}"] for form in ("xnor", "ternary", "shared")),
+        *(["conv=low_precision", f"conv.precision={form}"] for form in ("xnor", "ternary")),
+        pytest.param(["conv=low_precision", "conv.precision=shared"], marks=pytest.mark.exhaustive),
         ["conv=low_precision", "conv.precision=fixed", "conv.activation_bits=8"],
-        ["conv=sparse", "conv.density=0.1"],
+        pytest.param(["conv=sparse", "conv.density=0.1"], marks=pytest.mark.exhaustive),
     ],
     ids=" ".join,
 )

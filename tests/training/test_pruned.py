@@ -35,7 +35,7 @@ def half(dense, tmp_path_factory) -> tuple[Path, dict]:
     return path, result
 
 
-@pytest.mark.parametrize("by", ["l1", "taylor"])
+@pytest.mark.parametrize("by", ["l1", pytest.param("taylor", marks=pytest.mark.exhaustive)])
 def test_a_pruned_run_that_is_killed_continues_as_an_unbroken_one(tmp_path, dense, by):
     words = [*WORDS, f"prune={by}", "prune.macs=0.5", f"weights={dense}", "trainer.checkpoint_steps=3"]
     whole = science(train(words, tmp_path / "whole"))
