@@ -110,6 +110,7 @@ def _search(arguments: argparse.Namespace) -> int:
 
     interruption.listen()
     from convrepro.report.search import front_lines, summary, write_trials
+    from convrepro.runs.storage import exclusive
     from convrepro.search.search import work
 
     search = _asked(arguments)
@@ -119,11 +120,12 @@ def _search(arguments: argparse.Namespace) -> int:
         print(f"refused: {title}: {reason}", flush=True)
     if arguments.submit is not None:
         return _queue(arguments, search)
-    trials = work(search, arguments.trials, _say)
+    work(search, arguments.trials, _say)
     root = Path(arguments.out).absolute()
-    print("\n".join([*summary(search, trials), *front_lines(search, trials)]), flush=True)
-    for path in write_trials(search, trials, root):
-        print(path)
+    with exclusive(search.study.folder / ".pages.lock"):  # of several workers the last to write has read all trials
+        trials = search.study.trials()
+        paths = write_trials(search, trials, root)
+    print("\n".join([*summary(search, trials), *front_lines(search, trials), *map(str, paths)]), flush=True)
     if running := sum(trial["state"] == "running" for trial in trials):
         print(f"{running} trials are running in other workers; the last worker goes on with the networks at the end")
         return 0

@@ -153,8 +153,8 @@ class Search:
         self.study.open({"schema": 1, "protocol": protocol_of(self.plain).digest, "settings": self.settings})
 
 
-def work(search: Search, total: int, echo: Echo) -> list[Trial]:
-    """Trains trials until the study has `total` of them; returns all trials.
+def work(search: Search, total: int, echo: Echo) -> None:
+    """Trains trials until the study has `total` of them.
 
     Networks that break a constraint are recorded and do not count. Trials that others are at are not waited for.
     Raises ConvReproError where TRIES networks in a row break a constraint, and where FAILURES trials in a row fail.
@@ -172,7 +172,7 @@ def work(search: Search, total: int, echo: Echo) -> list[Trial]:
                         _train(search, {**trial, "worker": worker()}, trials, echo)
                     continue
                 if len(counted(trials)) >= total:
-                    return trials
+                    return
                 _next(search, trials, total, echo)
             except Taken:
                 continue
