@@ -217,6 +217,7 @@ def test_kinds_differ_without_colour():
         assert len(shapes) == len(kinds)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", list_tables())
 def test_of_every_table_the_texts_are_readable_and_do_not_overlap(name):
     table = load_table(name)

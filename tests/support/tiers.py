@@ -1,7 +1,7 @@
 """The tiers of the suite: which test belongs to which, what the fast one may not do, and who runs what.
 
-- `unit`: the tests of a file that says `pytestmark = pytest.mark.unit`, but for those marked `heavy`. They start no
-  process and train no network, and all of them together take less than two minutes.
+- `unit`: the tests of a file that says `pytestmark = pytest.mark.unit`, but for those marked `heavy` or `exhaustive`.
+  They start no process and train no network, and all of them together take less than two minutes.
 - no mark: everything else that is always run.
 - `cluster`: the tests of a file that starts Slurm.
 - `exhaustive`: a mechanism that other tests see at work, on more networks, rows or moments. `pytest -m exhaustive` runs
@@ -72,13 +72,14 @@ def is_left_out(path: Path, marks: str) -> bool:
 
 
 def assign(items: list[pytest.Item]) -> None:
-    """Hand the mark `unit` of a file on to its tests that are not `heavy`."""
+    """Hand the mark `unit` of a file on to its tests that are neither `heavy` nor `exhaustive`."""
     files = {item: item.getparent(pytest.Module) for item in items}
     light = {file for file in files.values() if file and any(mark.name == "unit" for mark in file.own_markers)}
     for file in light:
         file.own_markers = [mark for mark in file.own_markers if mark.name != "unit"]
     for item, file in files.items():
-        if file in light and not item.get_closest_marker("heavy") and getattr(item, "originalname", "") not in SLOW:
+        slow = item.get_closest_marker("heavy") or item.get_closest_marker("exhaustive")
+        if file in light and not slow and getattr(item, "originalname", "") not in SLOW:
             item.add_marker("unit")
 
 
