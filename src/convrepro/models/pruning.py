@@ -20,7 +20,7 @@ from convrepro.models.layers import check_patterns, matches
 
 #: Steps in which the ratio is tried that meets a target.
 STEPS = 1000
-HINT = "prune needs torch-pruning: pip install 'convrepro[search]'"
+HINT = "prune needs torch-pruning: pip install torch-pruning"
 
 
 @dataclass(frozen=True)
