@@ -34,6 +34,8 @@ SMALL = ["--budget", "smoke", "--space", "stages"]
         ),
         (["--max-latency", "0"], "--max-latency 0 must be above 0"),
         (["--latency-mode", "train"], "--latency-mode 'train' is unknown; valid: inference, exported"),
+        (["--latency-batch", "1"], "--latency-mode and --latency-batch have no effect without --max-latency"),
+        (["--latency-mode", "exported"], "have no effect without --max-latency; give it, too"),
         (["--max-latency", "0.5", "--latency-batch", "0"], "--latency-batch 0 must be at least 1"),
         (["--name", "a/b"], "--name 'a/b' must be letters, digits, _ and - alone"),
         (["--seeds", "x"], "--seeds 'x' must be whole numbers"),

@@ -25,7 +25,7 @@ LOOPS = ("fit", "validate", "test", "predict")
 SLOW = ("test_compiles_without_graph_breaks",)
 #: Groups of files that share something expensive, by the end of their paths: what one process runs, one after the
 #: other. The groups come first, in this order, those that take longest before the others. After them come the files
-#: with a fixture of their own for all their tests, each a group too, lest every process makes it.
+#: with a fixture of their own for all their tests, each a group too, so that one process makes it and not every one.
 GROUPS = {
     "a cluster for the chaos": ("cluster/test_chaos.py",),
     "a cluster for tables": ("cluster/test_array.py", "cluster/test_paper.py"),

@@ -33,6 +33,7 @@ OWN = {
 }
 SAMPLERS = ("nsga2", "tpe", "random", "controller")
 LATENCY_MODES = ("inference", "exported")
+LATENCY_BATCH = 64
 #: The options of a worker.
 WORKERS: tuple[str, ...] = (
     "space",
@@ -69,8 +70,9 @@ def add(verbs: Any) -> None:
     time = "largest share of the dense network's time, measured in turns before a network is trained"
     verb.add_argument("--max-latency", type=_number, metavar="SHARE", help=time)
     mode = "what is timed: inference in the fused form, or exported to onnxruntime (default: inference)"
-    verb.add_argument("--latency-mode", default="inference", metavar="MODE", help=mode)
-    verb.add_argument("--latency-batch", type=whole, default=64, metavar="N", help="images in its batch (default: 64)")
+    verb.add_argument("--latency-mode", default=LATENCY_MODES[0], metavar="MODE", help=mode)
+    batch = "images in its batch (default: %(default)s)"
+    verb.add_argument("--latency-batch", type=whole, default=LATENCY_BATCH, metavar="N", help=batch)
     verb.add_argument("--budget", default="proxy", help="paper, proxy or smoke (default: proxy)")
     verb.add_argument("--holdout", type=_number, default=0.2, help="share of the training images (default: 0.2)")
     verb.add_argument("--halving", action="store_true", help="end trials that are not among the best half at an epoch")
@@ -156,6 +158,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.latency_mode not in LATENCY_MODES:
         mode, valid = shown(arguments.latency_mode), ", ".join(LATENCY_MODES)
         raise ConvReproError(f"--latency-mode {mode} is unknown; valid: {valid}")
+    how = (arguments.latency_mode, arguments.latency_batch)
+    if arguments.max_latency is None and how != (LATENCY_MODES[0], LATENCY_BATCH):
+        raise ConvReproError("--latency-mode and --latency-batch have no effect without --max-latency; give it, too")
     if arguments.flags and arguments.submit is None:
         raise ConvReproError(f"{arguments.flags[0]} is a flag of sbatch, which has no effect without --submit")
     for option in ("trials", "finalists", "submit"):
