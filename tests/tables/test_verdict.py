@@ -7,8 +7,9 @@ from fractions import Fraction
 
 import pytest
 
-from convrepro.tables import format_exact, judge, judge_claim, row_verdict, standing, tally
+from convrepro.tables import format_exact, judge, judge_claim, render_table, row_verdict, standing, tally
 from convrepro.tables.parse import parse_table
+from convrepro.tables.render import claim_line
 from convrepro.tables.schema import NotMeasured
 
 pytestmark = pytest.mark.unit
@@ -312,6 +313,29 @@ def test_claims_on_our_means(bounds, a, b, ours, delta):
     given = table({}, claims=claim(**{k: Decimal(v) for k, v in bounds.items()}))
     verdict = judge_claim(given, given.claims[0], {}, both(a, b))
     assert (verdict.ours, verdict.ours_delta, verdict.paper) == (ours, delta, "unknown")
+
+
+def test_a_claim_tells_the_standard_error_of_the_difference():
+    """Means of 93, 94, 95 and of 90, 90, 93: variances 1 and 3, so that the error is sqrt(1/3 + 3/3) = 1.1547."""
+    given = table({}, claims=claim(min_delta=Decimal(0)))
+    results = both(94, 91)
+    for row, values in (("a", (93, 94, 95)), ("b", (90, 90, 93))):
+        for seed, value in enumerate(values):
+            results[row][seed]["metrics"]["last"]["top1"] = float(value)
+    verdict = judge_claim(given, given.claims[0], {}, results)
+    assert (verdict.ours, verdict.ours_delta, verdict.ours_error) == ("holds", "+3.000", "1.155")
+    assert claim_line(verdict)[2] == "holds (+3.000 ±1.155)"
+    assert "standard error" in render_table(given, {}, results, width=200)
+
+
+def test_a_claim_on_counts_or_on_one_seed_has_no_error():
+    counted = table({}, claims=claim(metric="macs", max_delta=Decimal(0)))
+    verdict = judge_claim(counted, counted.claims[0], {"a": {"macs": 5}, "b": {"macs": 6}}, both(94, 93))
+    assert (verdict.ours, verdict.ours_error) == ("holds", "")
+    once = table({}, claims=claim(min_delta=Decimal(0)), seeds=(0,))
+    verdict = judge_claim(once, once.claims[0], {}, both(94, 93, seeds=1))
+    assert (verdict.ours, verdict.ours_error) == ("holds", "")
+    assert claim_line(verdict)[2] == "holds (+1.000)"
 
 
 def test_a_claim_waits_for_every_seed_at_the_papers_budget():

@@ -28,7 +28,8 @@ from convrepro.tables.verdict import (
 LEGEND = {
     "^~": "`~`: recalled, not verified; shown, but it decides no verdict",
     r"^\(": "`(difference)`: against a recalled value",
-    "±": "`mean ±std (seeds)`",
+    r"± ?[^(]*\(\d+\)$": "`mean ±std (seeds)`",
+    r"^(holds|fails) \(.*±": "of a claim `(difference ±error)`: left minus right and its standard error over the seeds",
     "proxy": "`proxy`: fewer epochs or other data than the paper's; not compared with published values",
     "smoke": "`smoke`: a run of seconds; says nothing about accuracy",
 }
@@ -97,7 +98,8 @@ def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Resul
 
 def claim_line(verdict: ClaimVerdict) -> list[str]:
     """A claim, its relation, and what it comes to on our values and on the paper's."""
-    ours = f"{verdict.ours} ({verdict.ours_delta})" if verdict.ours_delta else verdict.ours
+    error = f" ±{verdict.ours_error}" if verdict.ours_error else ""
+    ours = f"{verdict.ours} ({verdict.ours_delta}{error})" if verdict.ours_delta else verdict.ours
     paper = f"{verdict.paper} ({verdict.paper_delta})" if verdict.paper_delta else verdict.paper
     return [verdict.claim.text, _bounds(verdict.claim), ours, f"~{paper}" if verdict.recalled else paper]
 
@@ -246,7 +248,7 @@ def _markdown(table: Table, main: Grid, claims: Grid) -> str:
     about = escaped(f"{describe_source(table.source)}. {table.question}")
     lines = [f"## {escaped(table.title)}", "", f"`{table.name}`: {about}", ""]
     lines += markdown_grid(main)
-    if legend := legend_of(main[1]):
+    if legend := legend_of([*main[1], *claims[1]]):
         lines += ["", "; ".join(legend) + "."]
     if claims[1]:
         lines += ["", *markdown_grid(claims)]
@@ -275,7 +277,7 @@ def _text(table: Table, blocks: Sequence[Grid], claims: Grid, columns: int, term
         console.print()
         for line in _plain(block, paint):
             console.print(line, no_wrap=True, crop=False, overflow="ignore")
-    if legend := legend_of(line for _, lines in blocks for line in lines):
+    if legend := legend_of([*(line for _, lines in blocks for line in lines), *claims[1]]):
         console.print()
         console.print(*(escape(text.replace("`", "")) for text in legend), sep="\n", style="dim")
     if claims[1]:

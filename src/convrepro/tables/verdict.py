@@ -10,8 +10,8 @@ shown as what it is, `proxy` or `smoke`, and decides nothing.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor, isfinite
-from statistics import stdev
+from math import floor, isfinite, sqrt
+from statistics import stdev, variance
 from typing import Any, TypedDict
 
 from convrepro.config.plugins import content
@@ -63,11 +63,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """A claim on our values and on the paper's: `holds`, `fails` or `unknown`, with left minus right."""
+    """A claim on our values and on the paper's: `holds`, `fails` or `unknown`, with left minus right.
+
+    ours_error: standard error of our left minus right over the seeds that were run; "" for counts and for one seed.
+    """
 
     claim: Claim
     ours: str
     ours_delta: str
+    ours_error: str
     paper: str
     paper_delta: str
     recalled: bool
@@ -273,6 +277,16 @@ def _relation(claim: Claim, values: Sequence[Fraction | None], decimals: int) ->
     return ("holds" if low and high else "fails"), shown
 
 
+def _error(table: Table, rows: Sequence[Row], metric: Metric, results: Results, decimals: int) -> str:
+    """Standard error of a mean, or of the difference of two: sqrt(s1^2 / n1 + s2^2 / n2) of independent seeds."""
+    if not isinstance(metric, Trained):
+        return ""
+    samples = [_samples(table, row, metric, results)[1] for row in rows if _is_ours(row, metric)]
+    if any(len(values) < 2 for values in samples):
+        return ""
+    return f"{sqrt(sum(variance(map(float, values)) / len(values) for values in samples)):.{decimals}f}"
+
+
 def judge_claim(table: Table, claim: Claim, statics: Statics, results: Results) -> ClaimVerdict:
     """The claim on our values (`unknown` until every seed of both rows is run, and where neither row's value is ours),
     and on the published ones.
@@ -281,12 +295,14 @@ def judge_claim(table: Table, claim: Claim, statics: Statics, results: Results) 
     rows = [table.row(side) for side in (claim.left, claim.right) if side]
     own = any(_is_ours(row, metric) for row in rows)
     values = [_value(table, r, metric, statics, results) if own else None for r in rows]
-    ours = _relation(claim, values, metric.decimals + isinstance(metric, Trained))
+    decimals = metric.decimals + isinstance(metric, Trained)
+    ours = _relation(claim, values, decimals)
+    error = _error(table, rows, metric, results, decimals) if ours[1] else ""
     published = [r.published.get(claim.metric) for r in rows]
     printed = [p.exact if p and p.value is not None else None for p in published]
     paper = _relation(claim, printed, metric.decimals)
     recalled = None not in printed and not all(p.decides for p in published if p)
-    return ClaimVerdict(claim, *ours, *paper, recalled)
+    return ClaimVerdict(claim, *ours, error, *paper, recalled)
 
 
 def tally(table: Table, statics: Statics, results: Results) -> dict[str, dict[str, int]]:

@@ -92,6 +92,8 @@ def section(
     columns = {name: column_titles(metric, published[name]) for name, metric in table.metrics.items()}
     sources = _sources(table)
     rows = tuple(_line(table, row, statics, results, columns, sources) for row in table.rows)
+    claims = _claims(table, statics, results)
+    cells = [["", *(value.text for value in row.cells)] for row in rows] + [["", line.verdict] for line in claims]
     named = {name: name if metric.unit == "1" else f"{name} ({metric.unit})" for name, metric in table.metrics.items()}
     proxy_titles, proxy_lines = proxies_grid(table, proxies) if proxies else ([], [])
     trained = {name: metric for name, metric in table.metrics.items() if isinstance(metric, Trained)}
@@ -104,8 +106,8 @@ def section(
         groups=tuple((named[name], len(titles)) for name, titles in columns.items()),
         titles=tuple(title for titles in columns.values() for title in titles),
         rows=rows,
-        legend=tuple(legend_of([["", *(value.text for value in row.cells)] for row in rows])),
-        claims=_claims(table, statics, results),
+        legend=tuple(legend_of(cells)),
+        claims=claims,
         sources=tuple(sources),
         remarks={heading: [" ".join(item.split()) for item in items] for heading, items in remarks(table).items()},
         runs=tuple(_runs(table, results, trained.values())),
