@@ -203,6 +203,23 @@ def all_tables_counted() -> Step:
     return step
 
 
+def seconds_of(*words: str) -> Step:
+    """Seconds that a command takes as a process of its own, once all that it may keep has been made."""
+    run = process("-m", "convrepro.cli", *words)()
+    run()
+
+    def step() -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    return step
+
+
+def constant(seconds: float) -> Step:
+    return lambda: seconds
+
+
 def goals() -> list[Goal]:
     found = [
         Goal("data-0-workers", "torchvision's PIL pipeline, no workers", 1 / 20, in_memory, partial(pil, 0)),
@@ -213,9 +230,12 @@ def goals() -> list[Goal]:
         name = f"start-{words[0].strip('-')}"
         found.append(Goal(name, "import torch, lightning", 0.10, process("-m", "convrepro.cli", *words), imports))
     found.append(Goal("loop", "minimal Trainer", 1.25, real_loop, minimal_loop))
-    for name, variants in (("60-rows-of-4-networks", RATES), ("60-rows-of-60-networks", OPERATORS)):
+    for name, variants, bound in (("60-rows-of-4-networks", RATES, 0.15), ("60-rows-of-60-networks", OPERATORS, 0.35)):
         steps = partial(counted_as_table, variants), partial(counted_row_by_row, variants)
-        found.append(Amount(f"count-{name}", "row by row with fvcore", 0.15, *steps, rounds=1, unit="seconds"))
-    a_minute = lambda: lambda: 60.0  # noqa: E731
-    found.append(Amount("count-all-tables", "a minute", 1.0, all_tables_counted, a_minute, rounds=1, unit="seconds"))
+        found.append(Amount(f"count-{name}", "row by row with fvcore", bound, *steps, rounds=1, unit="seconds"))
+    cold = partial(constant, 60.0)
+    found.append(Amount("count-all-tables", "a minute", 1.0, all_tables_counted, cold, rounds=1, unit="seconds"))
+    for name, words in (("count-all-again", ["count", "all"]), ("report-all", ["report"])):
+        steps = partial(seconds_of, *words), partial(constant, 5.0)
+        found.append(Amount(name, "5 seconds", 1.0, *steps, rounds=3, unit="seconds"))
     return found
