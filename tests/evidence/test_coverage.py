@@ -1,6 +1,7 @@
 """The walk of operators through networks: each outcome on a real network, going on where it stopped, and the page."""
 
 import json
+import os
 import subprocess
 import time
 from importlib.metadata import version
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
+from convrepro import complexity
 from convrepro.cli.main import main
 from convrepro.errors import ConvReproError
+from convrepro.evidence import cores
 from convrepro.evidence.coverage import _backward, attempt, cover, families, operators, smallest
 from convrepro.evidence.coverage_record import RECORD, WORKS, crashes, read_record
+from convrepro.models.build import build
 from convrepro.models.sources import list_models
 from convrepro.ops import OPERATORS, DepthwisePointwise
 from convrepro.report.coverage import PAGE, render_page, write_page
@@ -66,6 +70,36 @@ def test_each_outcome_is_told(walked):
         "test_vit": {"standard": "works", "hetconv": "nothing to replace", "dwc_pwc": "nothing to replace"},
     }
     assert "layer 'stages.1.downsample.1'" in networks["convnext_atto"]["cells"]["hetconv"]["reason"]
+
+
+def test_a_refused_layer_may_be_kept(tmp_path):
+    """IGCV1's eight partitions divide the channels of eight of the ten convolutions of cspnext_tiny; hetconv's P=4
+    divides those of none of convnext_atto's three, whose kernels are even."""
+    (line,) = walk(tmp_path / "c.json", ["cspnext_tiny"], ["igcv1"])
+    assert "refused: with unfit=keep 8 layers replaced: layer 'stem.1.conv': primary_partitions=8" in line
+    cell = read_record(tmp_path / "c.json")["networks"]["cspnext_tiny"]["cells"]["igcv1"]
+    kept = build("cspnext_tiny", conv={"name": "igcv1", "where": "dense_kxk", "unfit": "keep"}, num_classes=10)[0]
+    assert (cell["outcome"], cell["replaced"]) == ("refused", 8)
+    assert cell["macs"] == complexity.count(kept, (3, 64, 64)).total("macs")
+
+
+def test_several_processes_find_what_one_finds(walked, tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "MANY", 2)
+    walk(tmp_path / "coverage.json", NETWORKS, ["standard", "hetconv", "dwc_pwc"])
+    assert (tmp_path / "coverage.json").read_bytes() == walked.read_bytes()
+
+
+class Deadly(dict):
+    """Ends the process that unpickles it, as the system does where memory is short."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_killed_process_ends_the_walk_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "MANY", 1)
+    with pytest.raises(ConvReproError, match="was killed, most likely for lack of memory"):
+        cover(["one_conv"], {"standard": Deadly(operators(["standard"])["standard"])}, tmp_path / "coverage.json")
 
 
 def test_what_works_is_counted(walked):
@@ -233,7 +267,11 @@ def test_the_page_has_totals_then_networks_then_each_reason_once(tmp_path):
             "a1": network(
                 "a", het=cell("refused", reason=f"layer 'x.1': {even}"), sep=cell("works", replaced=3, macs=4)
             ),
-            "b1": network("b", het=refused | {"reason": f"layer 'y': {even}"}, sep=cell("nothing to replace")),
+            "b1": network(
+                "b",
+                het=refused | {"reason": f"layer 'y': {even}", "replaced": 2, "macs": 3},
+                sep=cell("nothing to replace"),
+            ),
             "b2": network("b", het=cell("crash", reason="KeyError: 'a|b'")) | {"input_size": [3, 32, 48]},
         },
     }
@@ -244,7 +282,7 @@ def test_the_page_has_totals_then_networks_then_each_reason_once(tmp_path):
     assert "| het | all | 0 | 0 | 2 | 1 |" in lines
     assert "| sep | dense_kxk | 1 | 1 | 0 | 0 |" in lines
     assert "| a | a1 | 64x64 | refused [1] | works (3) |" in lines
-    assert "| b | b1 | 64x64 | refused [1] | — |" in lines
+    assert "| b | b1 | 64x64 | refused [1], keep (2) | — |" in lines
     assert "| b | b2 | 32x48 | crash [2] |  |" in lines
     assert [line for line in lines if line[:2] in ("1.", "2.", "3.")] == [f"1. {even}", "2. KeyError: 'a|b'"]
     assert (

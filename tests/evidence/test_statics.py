@@ -11,8 +11,9 @@ from convrepro.config import plugins
 from convrepro.errors import ConvReproError
 from convrepro.evidence import count_cache
 from convrepro.evidence.collect import collect
+from convrepro.evidence.cores import MANY
 from convrepro.evidence.count_cache import CountCache
-from convrepro.evidence.counts import MANY, forget, row_count
+from convrepro.evidence.counts import forget, row_count
 from convrepro.evidence.statics import count_tables, lacking
 from convrepro.evidence.store import evidence_path, load_evidence
 from convrepro.tables import Table, load_table
@@ -133,7 +134,7 @@ def test_a_process_that_is_killed_while_it_counts_is_a_sentence_and_what_was_cou
         for process in multiprocessing.active_children():
             process.kill()
 
-    with pytest.raises(ConvReproError, match=r"was killed, .* goes on with what is not counted yet"):
+    with pytest.raises(ConvReproError, match=r"was killed, .* goes on with what is not done yet"):
         count_tables([table], kill, cache)
     assert list(cache.folder.iterdir())
 

@@ -1,20 +1,16 @@
 """What a table's rows cost: its static columns, counted without training."""
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, as_completed
 from fractions import Fraction
 from functools import cache, partial
-
-import torch
 
 from convrepro import complexity
 from convrepro.complexity.network import count_network
 from convrepro.config.compose import compose_config
 from convrepro.config.schema import Conv, Prune, RunConfig
 from convrepro.errors import ConvReproError
+from convrepro.evidence import cores
 from convrepro.models.build import build_network
 from convrepro.models.surgery import SurgeryReport
 from convrepro.ops.init import RepeatedFill
@@ -22,9 +18,6 @@ from convrepro.tables import Row, Table
 
 _counted: dict[str, complexity.Count] = {}
 """The networks counted so far, by what they are built from."""
-
-#: So many networks are worth the seconds that other processes need to start, and so many processes at most.
-MANY, MOST = 16, 16
 
 
 def count(cfg: RunConfig) -> tuple[complexity.Count, SurgeryReport]:
@@ -67,9 +60,8 @@ def recount(
                 yield key, cfg
             places.setdefault(key, []).append((table, row))
 
-    many = len({table.overrides(row) for table, row in rows}) >= MANY
-    alone = multiprocessing.parent_process() is None  # not a worker that runs its parent's script anew
-    counted = (_at_once if many and alone and _workers() > 1 else _in_turn)(networks())
+    several = cores.are_worth_it(len({table.overrides(row) for table, row in rows}))
+    counted = (_at_once if several else _in_turn)(networks())
     for done, (key, found) in enumerate(counted, start=1):
         watch(f"counted {done} of {len(places)} networks")
         for table, row in places[key]:
@@ -79,10 +71,7 @@ def recount(
             except ConvReproError as error:
                 raise _of(table, row, error) from error
             except BrokenExecutor as error:
-                raise ConvReproError(
-                    "a process that counts was killed, most likely for lack of memory; free some and type the command "
-                    "again, which goes on with what is not counted yet"
-                ) from error
+                raise ConvReproError(cores.KILLED) from error
             yield (table, row), {rule: part.total(rule) for rule in complexity.RULES}
 
 
@@ -96,27 +85,13 @@ def _in_turn(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _
 
 
 def _at_once(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
-    context = multiprocessing.get_context("forkserver")  # torch may have threads, with which a fork can hang
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(_workers(), context, initializer=_quiet) as pool:
+    with cores.pool(__name__) as pool:
         pending = {pool.submit(_count, cfg): key for key, cfg in networks}
         try:
             for future in as_completed(pending):
                 yield pending[future], future.result
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _workers() -> int:
-    """One for each CPU core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST)
-
-
-def _quiet() -> None:
-    """A worker counts on one core, and leaves it to its parent to end after Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _count(cfg: RunConfig) -> complexity.Count:

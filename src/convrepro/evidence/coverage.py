@@ -1,13 +1,14 @@
 """Tries every operator in a network of each family, and records what works, what is refused and why, and what crashes.
 
-A walk through the networks writes its record after each cell, so that an interrupted walk can be continued. The module
-`coverage_record` describes the record.
+A walk through the networks writes its record after each cell, or after each network where it uses several processes, so
+that an interrupted walk can be continued. The module `coverage_record` describes the record.
 """
 
 import hashlib
 import json
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ from convrepro import complexity
 from convrepro.config.compose import choices, compose_config
 from convrepro.config.schema import PLAN
 from convrepro.errors import ConvReproError
+from convrepro.evidence import cores
 from convrepro.evidence.coverage_record import (
     CRASH,
     NOTHING,
@@ -31,7 +33,7 @@ from convrepro.evidence.coverage_record import (
     REFUSED,
     WORKS,
     Cell,
-    Network,
+    Facts,
     Operator,
     Place,
     Record,
@@ -121,7 +123,7 @@ def cover(
 
     The networks are those whose names match one of `patterns` or, without patterns, the smallest network of each
     family. Cells that `path` already holds from this commit, these versions and this processor are kept, unless they
-    crashed.
+    crashed. Many networks are shared among processes, one for each CPU core.
 
     Raises ConvReproError for a pattern that matches no network, and where `path` is not a record of coverage.
     """
@@ -132,13 +134,17 @@ def cover(
     names = matching or _members(record, path, echo)
     if not patterns:
         record["networks"] = {name: entry for name, entry in record["networks"].items() if name in names}
+    todo: dict[str, Operators] = {}
     for name in names:
         entry = record["networks"].setdefault(name, {"family": _family(name), "cells": {}})
-        todo = {conv: config for conv, config in configs.items() if not _is_current(entry["cells"].get(conv), key)}
-        for conv, cell in _walk(name, entry, todo):
-            entry["cells"][conv] = cell | {"environment": key}
-            write_record(path, record)
-            echo(f"{name:32} {conv:14} {_in_words(cell, entry)}")
+        if left := {conv: c for conv, c in configs.items() if not _is_current(entry["cells"].get(conv), key)}:
+            todo[name] = left
+    for name, conv, facts, cell in (_at_once if cores.are_worth_it(len(todo)) else _in_turn)(todo):
+        entry = record["networks"][name]
+        entry.update(facts)
+        entry["cells"][conv] = cell | {"environment": key}
+        write_record(path, record)
+        echo(f"{name:32} {conv:14} {_in_words(cell, entry)}")
     write_record(path, record)
     return record
 
@@ -185,15 +191,49 @@ def _is_current(cell: Cell | None, key: str) -> bool:
     return cell is not None and cell["environment"] == key and cell["outcome"] != CRASH
 
 
-def _walk(name: str, entry: Network, configs: Operators) -> Iterator[tuple[str, Cell]]:
-    """Yields the cell of each operator in the network `name`, and puts what the network itself costs into `entry`."""
-    if not configs:
-        return
+#: What is found out: network, operator, what the network itself costs, and the cell.
+_Found = tuple[str, str, Facts, Cell]
+
+
+def _in_turn(todo: Mapping[str, Operators]) -> Iterator[_Found]:
+    for name, configs in todo.items():
+        yield from _walk(name, configs)
+
+
+def _at_once(todo: Mapping[str, Operators]) -> Iterator[_Found]:
+    with cores.pool(__name__) as pool:
+        pending = [pool.submit(_walked, name, configs) for name, configs in todo.items()]
+        try:
+            for future in as_completed(pending):
+                yield from future.result()
+        except BrokenExecutor as error:
+            raise ConvReproError(cores.KILLED) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _walked(name: str, configs: Operators) -> list[_Found]:
+    return list(_walk(name, configs))
+
+
+def _walk(name: str, configs: Operators) -> Iterator[_Found]:
+    """Tries each operator in the network `name`; one that refuses a layer is tried again with that layer kept."""
     network = attempt(lambda: _plain(name))
+    facts = Facts()
     if isinstance(network, Plain):
-        entry.update({"params": network.params, "input_size": list(network.input_size), "macs": network.macs})
+        facts = Facts(params=network.params, input_size=list(network.input_size), macs=network.macs)
     for conv, config in configs.items():
-        yield conv, attempt(partial(_replaced, name, config, network)) if isinstance(network, Plain) else network
+        if not isinstance(network, Plain):
+            yield name, conv, facts, network
+            continue
+        cell = attempt(partial(_replaced, name, config, network))
+        if cell["outcome"] == REFUSED:
+            again = attempt(partial(_replaced, name, {**config, "unfit": "keep"}, network))
+            if again["outcome"] == CRASH:
+                cell = again
+            elif again["outcome"] == WORKS:
+                cell |= Cell(outcome=REFUSED, replaced=again["replaced"], macs=again["macs"])
+        yield name, conv, facts, cell
 
 
 def attempt(action: Callable[[], T], patience: int = PATIENCE) -> T | Cell:
@@ -302,4 +342,5 @@ def _in_words(cell: Cell, entry: Mapping[str, Any]) -> str:
     if cell["outcome"] == WORKS:
         macs = f"{entry['macs'] / 1e6:.2f} M -> {cell['macs'] / 1e6:.2f} M MACs"
         return f"{WORKS}: {cell['replaced']} layers replaced, {macs}"
-    return ": ".join(cell[word] for word in ("outcome", "reason") if word in cell)
+    kept = f"with unfit=keep {cell['replaced']} layers replaced" if "replaced" in cell else None
+    return ": ".join(text for text in (cell["outcome"], kept, cell.get("reason")) if text)

@@ -3,7 +3,8 @@
 A record holds the configuration of the `operators`, the `environments` in which cells were obtained, by key, and the
 `networks`: family, parameters, image size (C, H, W), MACs, and for each operator a cell with its `outcome` and the key
 of its environment. A cell whose outcome is `works` has the number of layers that were `replaced` and the MACs of the
-network with them; a cell that is `refused` or a `crash` has the `reason`.
+network with them; a cell that is `refused` or a `crash` has the `reason`, and one that is `refused` has `replaced` and
+`macs` with `unfit=keep`, where layers are left that the operator can replace.
 """
 
 from pathlib import Path
@@ -39,14 +40,20 @@ class Cell(TypedDict):
 
 
 @with_config(ON_DISK)
-class Network(TypedDict):
+class Facts(TypedDict):
+    """What a network itself costs, and the image size (C, H, W) at which that is so; none of a network that crashes."""
+
+    params: NotRequired[int]
+    macs: NotRequired[int]
+    input_size: NotRequired[list[int]]
+
+
+@with_config(ON_DISK)
+class Network(Facts):
     """A network, and its cells by operator."""
 
     family: str
     cells: dict[str, Cell]
-    params: NotRequired[int]
-    macs: NotRequired[int]
-    input_size: NotRequired[list[int]]
 
 
 @with_config(ON_DISK)

@@ -22,8 +22,8 @@ images in training mode. Every parameter of a replaced layer must then have a fi
 had none. Last, it counts the network.
 
 `works (n)`: n layers were replaced. `—`: the operator's rule selects no layer in this network. `refused [n]`: the
-operator cannot replace a layer; the reason is listed under Reasons. The numbers of multiply-accumulates are in
-`coverage.json`.
+operator cannot replace a layer; the reason is listed under Reasons. `keep (m)`: m layers are replaced with
+`conv.unfit=keep`, which leaves such layers as they are. The numbers of multiply-accumulates are in `coverage.json`.
 
 The results are those of the commits listed under Environments; later changes of the operators are not covered."""
 
@@ -78,7 +78,8 @@ def _line(name: str, entry: Mapping[str, Any], convs: Iterable[str], reasons: di
         if "reason" not in cell:
             return "—"
         reason = re.sub(r"^layer '[^']*': ", "", cell["reason"])
-        return f"{cell['outcome']} [{reasons.setdefault(reason, len(reasons) + 1)}]"
+        kept = f", keep ({cell['replaced']})" if "replaced" in cell else ""
+        return f"{cell['outcome']} [{reasons.setdefault(reason, len(reasons) + 1)}]{kept}"
 
     size = "x".join(map(str, entry.get("input_size", ())[1:]))
     return [entry["family"], name, size, *(text(entry["cells"].get(conv)) for conv in convs)]
