@@ -8,7 +8,7 @@ from convrepro.complexity.rules import Count
 from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.evidence.audit import audit
 from convrepro.evidence.counts import row_count
-from convrepro.evidence.speed_record import PLOT_FILE, merged, records
+from convrepro.evidence.speed_record import PLOT_FILE, merged, of_table, records
 from convrepro.evidence.statics import Statics, lacking
 from convrepro.evidence.store import load_evidence
 from convrepro.report.audit import render_audit
@@ -87,15 +87,16 @@ def test_the_scoreboard_is_up_to_date(tmp_path):
 def test_the_plots_are_up_to_date():
     """By the digests of what is drawn, so that another version of matplotlib may draw it a little differently."""
     tables = [load_table(name) for name in list_tables()]
+    found = merged(records())
     wanted = {
         plot_path(table.name, figure.kind): figure.digest
         for table in tables
-        for figure in figures(table, *load_evidence(table))
+        for figure in figures(table, *load_evidence(table), of_table(table.name, found))
     }
     wanted[REPRODUCTIONS / OVERVIEW] = overview((table, on_record(table)) for table in tables).digest
-    wanted[REPRODUCTIONS / PLOT_FILE] = speeds(merged(records()), SPEEDS).digest
-    found = [*REPRODUCTIONS.glob("*/plots/*.svg"), *REPRODUCTIONS.glob("*.svg")]
-    assert {path: read_digest(path) for path in found} == wanted
+    wanted[REPRODUCTIONS / PLOT_FILE] = speeds(found, SPEEDS).digest
+    drawn = [*REPRODUCTIONS.glob("*/plots/*.svg"), *REPRODUCTIONS.glob("*.svg")]
+    assert {path: read_digest(path) for path in drawn} == wanted
 
 
 def test_the_audit_is_up_to_date(findings):

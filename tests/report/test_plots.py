@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from convrepro.config.paths import REPRODUCTIONS
+from convrepro.evidence.speed_record import Speed, Spread
 from convrepro.evidence.store import load_evidence
 from convrepro.report.papers import plot_path, report
 from convrepro.report.plots.draw import svg
@@ -20,7 +21,7 @@ from convrepro.report.plots.files import overview, read_digest, write_overview, 
 from convrepro.report.plots.files import picture as picture_of
 from convrepro.report.plots.labels import overlaps
 from convrepro.report.plots.style import MARKS
-from convrepro.tables import list_tables, load_table
+from convrepro.tables import Table, list_tables, load_table
 from support.command import convrepro
 from support.drawn import SVG, Drawn, printed_statics
 from support.small_table import write
@@ -123,6 +124,53 @@ def test_published_is_hollow_and_ours_is_filled_at_its_place(table, results):
         styles = [use.get("style") for use in group.iter(f"{SVG}use")]
         hollow = {"fill-opacity: 0" in style or "fill: none" in style for style in styles}
         assert hollow == {name not in ("ours", "partial")}
+
+
+def widths(root) -> tuple[Table, dict, dict]:
+    """A table of one operator and the dense network at three widths, with no published value: statics and results."""
+    narrow = "  - {id: %s, label: Thin %s, overrides: [conv=standard, model_args.width=%s], published: {}}\n"
+    rows = "".join(narrow % (name, name, width) for name, width in (("t1", 0.5), ("t2", 0.25)))
+    rows += "  - {id: a, label: Net A, overrides: [conv=standard], published: {}}\n"
+    rows += "  - {id: b, label: Net B, overrides: [conv=hetconv], published: {}}\n"
+    rows += "  - {id: tuned, label: Tuned, overrides: [conv=standard, recipe.epochs=5], weights_from: a, published: {}}\n"
+    table = load_table("paper/small", write(root, YAML[: YAML.index("rows:")] + "rows:\n" + rows))
+    macs = {"t1": 25, "t2": 6, "a": 100, "b": 40, "tuned": 100}
+    top1 = {"t1": 92, "t2": 90, "a": 94, "b": 93, "tuned": 95}
+    statics = {row: {"macs": value * 10**6, "params": 1} for row, value in macs.items()}
+    return table, statics, {row: {seed: run(table, row, seed, top1[row]) for seed in (0, 1)} for row in macs}
+
+
+def test_a_line_joins_the_dense_networks_of_all_widths(tmp_path):
+    picture = drawn(*widths(tmp_path))["accuracy"]
+    dense = sorted(picture.marks("dense"))
+    assert len(dense) == 3
+    assert len(picture.marks("ours")) == 2
+    (corners,) = picture.lines("dense-line")
+    assert corners == [pytest.approx(place, abs=0.01) for place in dense]
+    assert {"Net B", "Tuned"} <= set(picture.texts)
+    assert not {"Net A", "Thin t1", "Thin t2"} & set(picture.texts)
+
+
+def test_accuracy_by_time_has_a_panel_for_each_mode_that_was_measured(tmp_path):
+    table, statics, results = widths(tmp_path)
+    assert "time" not in drawn(table, statics, results)
+    shares = {"t1": 0.5, "t2": 0.25, "b": 0.8, "tuned": 1.0}
+    timed = [
+        Speed(table.name, row, "standard" if row == "b" else "a", 8, 2, True, "cpu", share, ratios(share), {})
+        for row, share in shares.items()
+    ]
+    (figure,) = (f for f in figures(table, statics, results, timed) if f.kind == "time")
+    assert [name for name, _ in figure.panels] == ["training step", "inference in onnxruntime"]
+    assert [(pair.ours.x, pair.ours.y) for pair in figure.panels[0][1]] == [
+        (0.5, 92), (0.25, 90), (1.0, 94), (0.8, 93), (1.0, 95)
+    ]  # fmt: skip
+    picture = Drawn(svg(figure))
+    assert len(picture.marks("dense")) == 3 * 2
+    assert "time / dense network's" in picture.texts
+
+
+def ratios(share: float) -> dict[str, Spread]:
+    return {mode: Spread(share, share, share) for mode in ("train", "exported")}
 
 
 def test_runs_that_are_compared_with_nothing_are_not_shown(table, results):

@@ -101,11 +101,14 @@ def _count(table: "Table") -> "Statics":
 
 
 def _plots(tables: Sequence["Table"], whole: bool, png: bool) -> None:
+    from convrepro.evidence.speed_record import merged, of_table, records
     from convrepro.evidence.store import load_evidence
     from convrepro.report.plots.files import write_overview, write_plots
 
+    speeds = merged(records())
     for table in tables:
-        for path in write_plots(table, _count(table), load_evidence(table)[1], png=png):
+        timed = of_table(table.name, speeds)
+        for path in write_plots(table, _count(table), load_evidence(table)[1], timed=timed, png=png):
             print(path)
     if whole:
         for path in write_overview(((table, _count(table)) for table in tables), png=png):
@@ -115,13 +118,18 @@ def _plots(tables: Sequence["Table"], whole: bool, png: bool) -> None:
 def _page(tables: Sequence["Table"], file: str) -> int:
     from pathlib import Path
 
+    from convrepro.evidence.speed_record import merged, of_table, records
     from convrepro.evidence.store import load_evidence, load_proxies
     from convrepro.report.html import Entry, render_page
 
     path = Path(file)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConvReproError(f"{path} cannot be written; give a file in a folder that exists")
-    entries = [Entry(table, _count(table), load_evidence(table)[1], load_proxies(table)) for table in tables]
+    speeds = merged(records())
+    entries = [
+        Entry(table, _count(table), load_evidence(table)[1], load_proxies(table), of_table(table.name, speeds))
+        for table in tables
+    ]
     path.write_text(render_page(entries), encoding="utf-8")
     print(path)
     return 0

@@ -26,6 +26,7 @@ GENERATED = "The part above is `notes.md`; `convrepro report` generates the part
 
 PLOTS = {
     "accuracy": "accuracy: published hollow, ours filled",
+    "time": "accuracy against measured time",
     "costs": "published against recomputed costs",
     "curves": "learning curves",
 }

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.errors import visible
+from convrepro.evidence.speed_record import Speed
 from convrepro.report.html.cards import cards
 from convrepro.report.html.content import Section, section
 from convrepro.report.html.inline import inline_svg
@@ -39,12 +40,16 @@ BOARD = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A table with our counts and its runs; `proxies` are runs that are not compared, by what makes them proxies."""
+    """A table with our counts and its runs, and the speeds of its rows (`timed`).
+
+    `proxies` are runs that are not compared, by what makes them proxies.
+    """
 
     table: Table
     statics: Statics
     results: Results
     proxies: Mapping[str, Results]
+    timed: Sequence[Speed] = ()
 
 
 def render_page(entries: Iterable[Entry]) -> str:
@@ -79,7 +84,7 @@ def template(name: str) -> Template:
 
 def _section(entry: Entry) -> Section:
     pictures = []
-    for figure in figures(entry.table, entry.statics, entry.results):
+    for figure in figures(entry.table, entry.statics, entry.results, entry.timed):
         name = f"{entry.table.name.replace('/', '-')}-{figure.kind}"
         drawn = picture(figure, plot_path(entry.table.name, figure.kind))
         pictures.append((draw.describe(figure), inline_svg(drawn, name)))

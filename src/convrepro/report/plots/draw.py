@@ -26,6 +26,7 @@ from convrepro.report.plots.canvas import (
     write_labels,
 )
 from convrepro.report.plots.figures import (
+    DENSE,
     EXACT,
     OFF,
     RECALLED,
@@ -138,8 +139,11 @@ def _accuracy(figure: Accuracy) -> Canvas:
 def _pairs(canvas: Canvas, ax: Axes, pairs: Sequence[Pair]) -> None:
     dots = _dots(pairs)
     draw_links(ax, [(pair.published, pair.ours) for pair in pairs])
+    dense = sorted((dot.x, dot.y) for dot in dots if dot.mark == DENSE)
+    if dense:
+        ax.plot([x for x, _ in dense], [y for _, y in dense], color=MUTED, lw=1.2, zorder=1, gid="dense-line")
     draw_marks(ax, dots)
-    labelled = [(_labelled(pair), dot) for pair in pairs if (dot := pair.labelled)]
+    labelled = [(_labelled(pair), dot) for pair in pairs if pair.label and (dot := pair.labelled)]
     write_labels(canvas, ax, labelled, [box_of(ax, dot) for dot in dots])
 
 

@@ -8,14 +8,18 @@ from math import floor, log10
 from typing import ClassVar, SupportsFloat
 
 from convrepro.complexity.rules import RULES
+from convrepro.evidence.speed_record import MODES, Speed
 from convrepro.tables import UNITS, Cell, Counted, Metric, Results, Row, Statics, Table, Trained, judge
 from convrepro.tables.verdict import count, standing
 
 PUBLISHED, RECALLED, QUOTED, OURS, PARTIAL = "published", "recalled", "quoted", "ours", "partial"
+DENSE = "dense"
 EXACT, OFF = "exact", "off"
 
 MIN_PAIRS = 4
 """The least number of rows with a cost for a plot of accuracy against that cost."""
+MIN_DENSE = 3
+"""The least number of standard networks of several widths for a line through them."""
 MIN_COSTS = 5
 """The least number of published costs for a plot of published against recomputed costs."""
 PANEL = 6
@@ -34,7 +38,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Pair:
-    """The published value and our value of a row; either may be missing."""
+    """The published value and our value of a row; either may be missing. One without a label has "" for it."""
 
     label: str
     published: Dot | None
@@ -64,7 +68,8 @@ class Figure:
 class Accuracy(Figure):
     """A trained metric against a cost, in a panel for each data set (`panels`: name and rows).
 
-    `prefix` is the common beginning that is left out of the labels of the rows.
+    `prefix` is the common beginning that is left out of the labels of the rows. Dots of the kind `DENSE` are those of
+    networks with standard convolutions that differ in nothing but their widths; a line joins them.
     """
 
     kind = "accuracy"
@@ -72,6 +77,13 @@ class Accuracy(Figure):
     value: str
     prefix: str
     panels: tuple[tuple[str, tuple[Pair, ...]], ...]
+
+
+@dataclass(frozen=True)
+class AccuracyByTime(Accuracy):
+    """A trained metric against the time of the network, as a share of the dense one's, in a panel for each mode."""
+
+    kind = "time"
 
 
 @dataclass(frozen=True)
@@ -151,9 +163,17 @@ class Searches(Curves):
     y = "hypervolume (%)"
 
 
-def figures(table: Table, statics: Statics, results: Results) -> list[Figure]:
-    """The figures of a table for which there is enough data: accuracy, costs, learning curves."""
-    found = (_accuracy(table, statics, results), costs([(table, statics)], table.title), _curves(table, results))
+def figures(table: Table, statics: Statics, results: Results, timed: Sequence[Speed] = ()) -> list[Figure]:
+    """The figures of a table for which there is enough data: accuracy by cost and by time, costs, learning curves.
+
+    `timed` are the speeds of the table's rows (`speed_record.of_table`).
+    """
+    found = (
+        _accuracy(table, statics, results),
+        _by_time(table, results, timed),
+        costs([(table, statics)], table.title),
+        _curves(table, results),
+    )
     return [figure for figure in found if figure]
 
 
@@ -206,11 +226,33 @@ def _accuracy(table: Table, statics: Statics, results: Results) -> Accuracy | Ac
     return AccuracyByRow(table.name, table.title, _named(metric), drawn)
 
 
+def _by_time(table: Table, results: Results, timed: Sequence[Speed]) -> AccuracyByTime | None:
+    """The figure of our accuracies by measured time; the network that is a baseline takes its own time once."""
+    metric = next((m for m in table.metrics.values() if isinstance(m, Trained)), None)
+    if metric is None:
+        return None
+    panels = []
+    for mode, words in MODES.items():
+        times = {s.baseline: 1.0 for s in timed if mode in s.ratios}
+        times |= {s.name: round(s.ratios[mode].median, 4) for s in timed if mode in s.ratios}
+        pairs = {
+            row.id: Pair(row.label, None, replace(ours, x=times[row.id], y=ours.x))
+            for row in table.rows
+            if row.id in times and (ours := _by_row(table, row, metric, results).ours)
+        }
+        if len(pairs) >= MIN_PAIRS:
+            panels.append((words, tuple({**pairs, **_dense(table, pairs)}.values())))
+    if not panels:
+        return None
+    return AccuracyByTime(table.name, table.title, "time / dense network's", _named(metric), "", tuple(panels))
+
+
 def _by_data(table: Table, metric: Trained, cost: Counted, pairs: Mapping[str, Pair]) -> Accuracy:
     """The figure with a panel for each data set, and one for quoted rows, whose data set is not known.
 
     Where all rows that are run have the same data set, there is a single panel.
     """
+    pairs = {**pairs, **_dense(table, pairs)}
     prefix = common_prefix([pair.label for row_id, pair in pairs.items() if not table.row(row_id).quoted])
     known = {table.settings(row).get("data", "") for row in table.rows if not row.quoted}
     panels: dict[str, list[Pair]] = {}
@@ -222,6 +264,24 @@ def _by_data(table: Table, metric: Trained, cost: Counted, pairs: Mapping[str, P
     rule = "" if cost.count == cost.name else f", counted by {cost.count}"
     grouped = tuple((data, tuple(members)) for data, members in panels.items())
     return Accuracy(table.name, table.title, _named(cost) + rule, _named(metric), prefix, grouped)
+
+
+def _dense(table: Table, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The standard network and its narrower or wider forms, as dots of that kind; none where they are fewer than three.
+
+    They are the largest group of our rows with standard convolutions whose settings differ in `model_args` alone. They
+    have no label of their own where nothing is published for them.
+    """
+    groups: dict[frozenset[tuple[str, str]], dict[str, Pair]] = {}
+    for row_id, pair in pairs.items():
+        row = table.row(row_id)
+        settings = table.settings(row)
+        if pair.ours and pair.ours.mark == OURS and settings.get("conv") == "standard" and not row.weights_from:
+            alike = frozenset((k, v) for k, v in settings.items() if not k.startswith("model_args."))
+            label = pair.label if pair.published else ""
+            groups.setdefault(alike, {})[row_id] = replace(pair, label=label, ours=replace(pair.ours, mark=DENSE))
+    largest = max(groups.values(), key=len, default={})
+    return largest if len(largest) >= MIN_DENSE else {}
 
 
 def _cost_metrics(table: Table) -> list[Counted]:

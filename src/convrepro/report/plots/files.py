@@ -1,7 +1,7 @@
 """Writes figures to files: `reproductions/<paper>/plots/<table>-<kind>.svg`, and those of all tables."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from convrepro.config.paths import REPRODUCTIONS
@@ -20,13 +20,21 @@ LABEL_FROM = 0.05
 
 
 def write_plots(
-    table: Table, statics: Statics, results: Results, root: Path = REPRODUCTIONS, *, png: bool = False
+    table: Table,
+    statics: Statics,
+    results: Results,
+    root: Path = REPRODUCTIONS,
+    *,
+    timed: Sequence[Speed] = (),
+    png: bool = False,
 ) -> list[Path]:
     """Writes the table's figures as SVG, with `png` as PNG too, and removes files of figures that it no longer has.
 
+    `timed` are the speeds of the table's rows.
+
     Returns the paths of the written files.
     """
-    found = {figure.kind: figure for figure in figures(table, statics, results)}
+    found = {figure.kind: figure for figure in figures(table, statics, results, timed)}
     written = []
     for kind in PLOTS:
         path = plot_path(table.name, kind, root)

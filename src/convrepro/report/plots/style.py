@@ -4,7 +4,7 @@ shape as well.
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from convrepro.report.plots.figures import EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
+from convrepro.report.plots.figures import DENSE, EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
 from convrepro.report.plots.speeds import INFERENCE, TRAINING
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ MARK = 7.0
 
 MARKS: dict[str, MarkStyle] = {
     EXACT: {"marker": "o", "color": BLUE, "hollow": False},
+    DENSE: {"marker": "o", "color": MUTED, "hollow": False},
     OURS: {"marker": "o", "color": VERMILLION, "hollow": False},
     PARTIAL: {"marker": "^", "color": ORANGE, "hollow": False},
     PUBLISHED: {"marker": "o", "color": BLUE, "hollow": True},
@@ -52,6 +53,7 @@ WORDS = {
     QUOTED: "published, not run here",
     OURS: "ours, mean ± std over seeds",
     PARTIAL: "ours, seeds missing",
+    DENSE: "ours, standard convolutions by width",
     EXACT: "same digits as published",
     OFF: "differs",
     TRAINING: "training step",
