@@ -163,16 +163,20 @@ def _check_source(
 ) -> None:
     """Refuse a run that did not start from evidence: a run that is `taken`, or an earlier one whose folder is gone.
 
-    The runs may have been copied here, so that the place that the record names need not be on this machine.
+    The runs may have been copied here, so that the place that the record names need not be on this machine. A variant
+    of the row, by its digest, starts from a variant of the row that it names, whose digest is another.
     """
-    source = folder.parents[1] / folder.parent.name.replace(row.id, row.weights_from, 1) / folder.name
     named = Path(result["config"].get("weights") or "").parent
+    name = named.parent.name
+    variants = "+" in folder.parent.name and name.partition("+")[0] == row.weights_from
+    source = folder.parents[1] / (name if variants else row.weights_from) / folder.name
     told = "/".join(source.parts[-4:])
     elsewhere = named.exists() and source.exists() and named.resolve() != source.resolve()
     if named.parts[-4:] != source.parts[-4:] or elsewhere:
         raise _Refused(f"it did not start from the weights of {told}")
-    known = entry["proxies"].get(label, {}) if label else entry["runs"]
-    if str(result["seed"]) not in known or (source.exists() and source not in taken):
+    known = (entry["proxies"].get(label, {}) if label else entry["runs"]).get(str(result["seed"]))
+    recorded = known and (known.get("row") or row.weights_from)
+    if recorded != source.parent.name or (source.exists() and source not in taken):
         raise _Refused(f"it started from {told}, which is no evidence itself")
 
 
