@@ -157,11 +157,17 @@ class LocalCluster:
         return self.wait(over)
 
     def restart_controller(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End slurmctld by a signal, SIGKILL if asked, and start it again."""
+        """End slurmctld by a signal, SIGKILL if asked, and start it again.
+
+        One that was killed takes a job that had ended just before for running, until the nodes tell what they run:
+        every five minutes, or when they are asked to.
+        """
         self.end_controller(how)
         started = self.script("start")
         assert started.returncode == 0, started.stderr + self.logs()
-        self._crashed = self._crashed or how == signal.SIGKILL
+        if how == signal.SIGKILL:
+            self._crashed = True
+            self.run("scontrol", "reconfigure", check=False)
 
     def end_controller(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End slurmctld by a signal: nothing of Slurm answers after that."""
