@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from convrepro.evidence.coverage_record import REFUSED, cells, read_record
+from convrepro.evidence.speed_record import OPERATORS, merged, records
 from convrepro.evidence.store import load_evidence
 from convrepro.report.html import Entry, render_page
 from convrepro.report.html.cards import cards
@@ -15,7 +17,7 @@ from convrepro.report.plots.draw import svg
 from convrepro.report.plots.figures import figures
 from convrepro.tables import list_papers, list_tables, load_table, tally
 from support.command import convrepro
-from support.pages import NASTY, entries
+from support.pages import NASTY, entries, parts
 from support.small_table import write
 
 VOID = {"meta", "input", "img", "br", "link"}
@@ -69,7 +71,7 @@ class Document(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text():
-    return render_page(entries(list_tables()))
+    return render_page(entries(list_tables()), parts())
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,18 @@ def test_the_list_of_tables_says_what_the_scoreboard_says(text):
         ):
             assert line[title] == str(counts[kind].get(verdict, 0)), (entry.table.name, title)
     assert (board["deepshift-mnist_v1"]["rows"], board["deepshift-mnist_v1"]["reproduced"]) == ("10", "5")
+
+
+def test_speed_and_coverage_stand_below_the_tables(text):
+    """Each operator that was timed, each network that was tried, and as many refusals as the record has."""
+    speed, coverage = (text[text.index(f'id="{name}"') :] for name in ("speed", "coverage"))
+    speed = speed[: speed.index('id="coverage"')]
+    operators = {one.name for one in merged(records()) if one.group == OPERATORS}
+    assert operators == {name for name in re.findall(r"<tr><td>(.+?)</td>", speed) if "/" not in name or "1/4" in name}
+    record = read_record()
+    assert re.findall(r"<tr><td>[^<]+</td><td>(\w+)</td><td>(?:\d+x\d+)?</td>", coverage) == [*record["networks"]]
+    refused = sum(cell["outcome"] == REFUSED for _, cell in cells(record))
+    assert len(re.findall(r"<td>refused \[\d+\]", coverage)) == refused > 50
 
 
 def test_every_published_value_leads_to_its_source_and_confidence(page):

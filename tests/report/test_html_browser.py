@@ -7,7 +7,7 @@ from convrepro.report.html import Entry, render_page
 from convrepro.tables import judge_claim, load_table
 from convrepro.tables.verdict import judge_row
 from support.browser import CHROMIUM, Browser
-from support.pages import NASTY, entries
+from support.pages import NASTY, entries, parts
 from support.small_table import write
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium (apt-get install chromium)")
@@ -36,7 +36,7 @@ def file(tmp_path_factory):
     nasty = load_table("paper/small", write(folder, NASTY))
     statics = {"a": {"macs": 100_000_000}, "b": {"macs": 50_400_000}}
     path = folder / "page.html"
-    path.write_text(render_page([*entries(NAMES), Entry(nasty, statics, {}, {})]), encoding="utf-8")
+    path.write_text(render_page([*entries(NAMES), Entry(nasty, statics, {}, {})], parts()), encoding="utf-8")
     return path
 
 

@@ -1,7 +1,10 @@
 """What the tests of the HTML page show: all committed tables, and a table that tries to break out of its cells."""
 
+from convrepro.evidence.coverage_record import read_record
+from convrepro.evidence.speed_record import merged, records
 from convrepro.evidence.store import load_evidence, load_proxies
-from convrepro.report.html import Entry
+from convrepro.report.html import Entry, coverage_part, speed_part
+from convrepro.report.html.measurements import Part
 from convrepro.tables import load_table
 from support.drawn import printed_statics
 
@@ -37,3 +40,8 @@ notes: "]]> <script>alert(9)</script>"
 def entries(names) -> list[Entry]:
     tables = [load_table(name) for name in names]
     return [Entry(t, printed_statics(t), load_evidence(t)[1], load_proxies(t)) for t in tables]
+
+
+def parts() -> list[Part]:
+    """Speed and coverage, as committed."""
+    return [speed_part(merged(records())), coverage_part(read_record())]

@@ -81,7 +81,7 @@ def _report(arguments: argparse.Namespace) -> int:
     names = arguments.names or list_papers()
     tables = tables_of_papers(names)
     if arguments.html:
-        return _page(tables, arguments.html)
+        return _page(tables, arguments.html, whole=not arguments.names)
     papers = [name for name in names if "/" not in name]
     if arguments.plots:
         _plots(tables, whole=not arguments.names, png=arguments.png)
@@ -115,12 +115,13 @@ def _plots(tables: Sequence["Table"], whole: bool, png: bool) -> None:
             print(path)
 
 
-def _page(tables: Sequence["Table"], file: str) -> int:
+def _page(tables: Sequence["Table"], file: str, whole: bool) -> int:
     from pathlib import Path
 
+    from convrepro.evidence.coverage_record import RECORD, read_record
     from convrepro.evidence.speed_record import merged, of_table, records
     from convrepro.evidence.store import load_evidence, load_proxies
-    from convrepro.report.html import Entry, render_page
+    from convrepro.report.html import Entry, coverage_part, render_page, speed_part
 
     path = Path(file)
     if path.is_dir() or not path.absolute().parent.is_dir():
@@ -130,6 +131,9 @@ def _page(tables: Sequence["Table"], file: str) -> int:
         Entry(table, _count(table), load_evidence(table)[1], load_proxies(table), of_table(table.name, speeds))
         for table in tables
     ]
-    path.write_text(render_page(entries), encoding="utf-8")
+    parts = [speed_part(speeds)] if whole and speeds else []
+    if whole and RECORD.exists():
+        parts.append(coverage_part(read_record()))
+    path.write_text(render_page(entries, parts), encoding="utf-8")
     print(path)
     return 0

@@ -15,7 +15,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.config.strict import ON_DISK, read_files
-from convrepro.tables.markdown import markdown_grid
+from convrepro.tables.markdown import Grid
 
 SCHEMA = 1
 FOLDER = "speed"
@@ -208,8 +208,8 @@ def of_table(name: str, found: Sequence[Speed]) -> list[Speed]:
     return [speed for speed in found if speed.group == name]
 
 
-def grid(found: Sequence[Speed], title: str) -> list[str]:
-    """Speeds as the lines of a markdown table: times as shares of the baseline's, and milliseconds an image.
+def grid(found: Sequence[Speed], title: str) -> Grid:
+    """Speeds as a table: times as shares of the baseline's, and milliseconds an image.
 
     A subject that was measured in several settings has the setting beside its name.
     """
@@ -224,7 +224,7 @@ def grid(found: Sequence[Speed], title: str) -> list[str]:
         for mode in modes:
             line += _cells(speed, mode)
         lines.append(line)
-    return markdown_grid((header, lines))
+    return header, lines
 
 
 def _cells(speed: Speed, mode: str) -> list[str]:

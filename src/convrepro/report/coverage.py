@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convrepro.evidence.coverage_record import OUTCOMES, RECORD, WORKS, Cell, Outcome, Record, cells, read_record
-from convrepro.tables.markdown import bullet, escaped, markdown_grid
+from convrepro.tables.markdown import Grid, bullet, escaped, markdown_grid
 
 PAGE = "COVERAGE.md"
 
@@ -37,34 +37,50 @@ def write_page(path: Path = RECORD) -> Path:
 
 def render_page(record: Record) -> str:
     """Renders the record as markdown: totals by operator, a line for each network, the reasons, the environments."""
+    networks, reasons = by_network(record)
+    parts = [
+        INTRODUCTION,
+        totals(record),
+        *("\n".join(markdown_grid(grid)) for grid in (by_operator(record), networks)),
+    ]
+    if reasons:
+        parts += ["## Reasons", "\n".join(f"{number}. {escaped(text)}" for number, text in enumerate(reasons, start=1))]
+    environments = [bullet(_described(facts)) for facts in record["environments"].values()]
+    return "\n\n".join([*parts, "## Environments", "\n".join(environments)]) + "\n"
+
+
+def totals(record: Record) -> str:
+    """A sentence: how many networks and cells there are, and how many cells have each outcome."""
+    outcomes = Counter(cell["outcome"] for _, cell in cells(record))
+    words = ", ".join(f"{outcome} {outcomes[outcome]}" for outcome in OUTCOMES)
+    return f"{len(record['networks'])} networks, {outcomes.total()} cells: {words}.{_missing(record)}"
+
+
+def by_operator(record: Record) -> Grid:
+    """A line for each operator: how many of its cells have each outcome."""
     outcomes = Counter[tuple[str, Outcome]]((conv, cell["outcome"]) for conv, cell in cells(record))
-    totals = [f"{outcome} {sum(outcomes[conv, outcome] for conv in record['operators'])}" for outcome in OUTCOMES]
-    by_operator = [
+    lines = [
         [conv, config["where"], *(str(outcomes[conv, outcome]) for outcome in OUTCOMES)]
         for conv, config in record["operators"].items()
     ]
+    return _untitled(["operator", "where", *OUTCOMES]), lines
+
+
+def by_network(record: Record) -> tuple[Grid, list[str]]:
+    """A line for each network, and the reasons in the order of their numbers in the cells."""
     reasons: dict[str, int] = {}
-    by_network = [_line(name, entry, record["operators"], reasons) for name, entry in record["networks"].items()]
-    parts = [
-        INTRODUCTION,
-        f"{len(by_network)} networks, {outcomes.total()} cells: {', '.join(totals)}.{_missing(record)}",
-        _grid(["operator", "where", *OUTCOMES], by_operator),
-        _grid(["family", "network", "image", *record["operators"]], by_network),
-    ]
-    if reasons:
-        parts += ["## Reasons", "\n".join(f"{number}. {escaped(reason)}" for reason, number in reasons.items())]
-    environments = [bullet(_described(facts)) for facts in record["environments"].values()]
-    return "\n\n".join([*parts, "## Environments", "\n".join(environments)]) + "\n"
+    lines = [_line(name, entry, record["operators"], reasons) for name, entry in record["networks"].items()]
+    return (_untitled(["family", "network", "image", *record["operators"]]), lines), list(reasons)
+
+
+def _untitled(words: Sequence[str]) -> list[tuple[str, str]]:
+    return [("", word) for word in words]
 
 
 def _missing(record: Record) -> str:
     """A sentence about the families that are missing so far; "" where the record is complete."""
     missing = {name for name in record["smallest"].values() if name not in record["networks"]}
     return f" {len(missing)} of timm's {len(record['smallest'])} families are missing so far." if missing else ""
-
-
-def _grid(header: Sequence[str], lines: list[list[str]]) -> str:
-    return "\n".join(markdown_grid(([("", word) for word in header], lines)))
 
 
 def _line(name: str, entry: Mapping[str, Any], convs: Iterable[str], reasons: dict[str, int]) -> list[str]:

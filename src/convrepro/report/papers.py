@@ -19,6 +19,7 @@ from convrepro.tables import (
     render_scoreboard,
     render_table,
 )
+from convrepro.tables.markdown import markdown_grid
 
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
@@ -71,7 +72,10 @@ def report(paper: str, statics: Callable[[Table], Statics], root: Path = REPRODU
             if plot_path(table.name, kind, root).exists()
         ]
         if measured := of_table(table.name, speeds):
-            parts += ["**Speed**, measured as in [SPEED.md](../SPEED.md)", "\n".join(grid(measured, "row"))]
+            parts += [
+                "**Speed**, measured as in [SPEED.md](../SPEED.md)",
+                "\n".join(markdown_grid(grid(measured, "row"))),
+            ]
         if proxies := load_proxies(table, root):
             parts += ["**Proxy runs**, not compared with published values", render_proxies(table, proxies).strip()]
     path = folder / "README.md"

@@ -39,15 +39,17 @@ the order may differ: `convrepro bench all` measures it there. What was measured
 
 def render(found: Sequence[Record]) -> str:
     """Renders the page from the records (see `speed_record.records`)."""
-    measured = merged(found)
-    operators = sorted((s for s in measured if s.group == OPERATORS), key=_first_ratio)
-    networks = [s for s in measured if s.group != OPERATORS]
+    operators, networks = split(merged(found))
     parts = [INTRODUCTION, f"![Time against MACs]({PLOT_FILE})"]
     if operators:
-        parts += ["## Operators in one network", _about(operators), "\n".join(grid(operators, "operator"))]
+        parts += [
+            "## Operators in one network",
+            _about(operators),
+            "\n".join(markdown_grid(grid(operators, "operator"))),
+        ]
         parts += [_slower(operators)]
     if networks:
-        parts += ["## Networks of the papers", "\n".join(grid(networks, "row"))]
+        parts += ["## Networks of the papers", "\n".join(markdown_grid(grid(networks, "row")))]
     if goals := _goals(found):
         parts += ["## Goals", GOALS, "\n".join(goals)]
         if profiles := _profiles(found):
@@ -56,6 +58,12 @@ def render(found: Sequence[Record]) -> str:
         parts += ["## Reading photographs", LOADING, "\n".join(loading)]
     parts += ["## Where this was measured", *_places(found)]
     return "\n\n".join(parts) + "\n"
+
+
+def split(measured: Sequence[Speed]) -> tuple[list[Speed], list[Speed]]:
+    """The speeds of operators in one network, the fastest first, and those of networks."""
+    operators = sorted((s for s in measured if s.group == OPERATORS), key=_first_ratio)
+    return operators, [s for s in measured if s.group != OPERATORS]
 
 
 def _first_ratio(speed: Speed) -> float:

@@ -16,6 +16,7 @@ from convrepro.evidence.speed_record import Speed
 from convrepro.report.html.cards import cards
 from convrepro.report.html.content import Section, section
 from convrepro.report.html.inline import inline_svg
+from convrepro.report.html.measurements import Part
 from convrepro.report.papers import plot_path
 from convrepro.report.plots import draw
 from convrepro.report.plots.figures import figures
@@ -52,8 +53,8 @@ class Entry:
     timed: Sequence[Speed] = ()
 
 
-def render_page(entries: Iterable[Entry]) -> str:
-    """Renders the page of these tables, in their order. The same input gives the same text."""
+def render_page(entries: Iterable[Entry], parts: Sequence[Part] = ()) -> str:
+    """Renders the page of these tables, in their order, and of `parts`. The same input gives the same text."""
     entries = list(entries)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     sections = [_section(entry) for entry in entries]
@@ -61,6 +62,7 @@ def render_page(entries: Iterable[Entry]) -> str:
         script=Markup(script),
         script_digest=b64encode(sha256(script.encode()).digest()).decode(),
         sections=sections,
+        parts=parts,
         cards=cards((entry.table, entry.statics, entry.results) for entry in entries),
         board=_board(entries),
         filters=_filters(sections),
