@@ -7,7 +7,8 @@ import pytest
 from convrepro.cli.main import main
 from convrepro.search.study import Study
 
-#: A network with a quarter of the channels is far below the bound, one with IGCV3's sixfold channels far above it.
+#: A network with a quarter of the channels takes a third of the bound, one with IGCV3's sixfold channels three times
+#: it, so that each is measured on its side on a machine that has other work to do, too.
 SPACE = """
 name: extremes
 where: dense_kxk
@@ -15,7 +16,7 @@ group: 1
 choices: [igcv3]
 options: {model_args.widths: [[16, 32, 64], [4, 8, 16]]}
 """
-BOUND = 0.8
+BOUND = 1.0
 
 
 @pytest.mark.parametrize("mode", ["inference", pytest.param("exported", marks=pytest.mark.exhaustive)])
@@ -36,7 +37,7 @@ def test_what_is_too_slow_is_measured_and_not_trained(mode, tmp_path, monkeypatc
     words += ["budget.train_examples=100", "budget.test_examples=50", "--budget", "smoke", "--space", "extremes"]
     words += ["--sampler", "random", "--trials", "3", "--no-final", "--name", "s"]
     with pytest.raises(SystemExit) as end:
-        main([*words, "--max-latency", str(BOUND), "--latency-mode", mode, "--latency-batch", "8"])
+        main([*words, "--max-latency", str(BOUND), "--latency-mode", mode, "--latency-batch", "32"])
     said = capsys.readouterr().out
     assert not end.value.code
     trials = Study(tmp_path / "runs" / "searches" / "resnet8_cifar" / "s").trials()
