@@ -16,6 +16,7 @@ from convrepro.report import speed_page
 from convrepro.report.plots.draw import svg
 from convrepro.report.plots.speeds import INFERENCE, TRAINING, speeds
 from convrepro.tables import list_papers, load_table
+from convrepro.tables.markdown import markdown_grid
 
 pytestmark = pytest.mark.unit
 
@@ -90,13 +91,16 @@ def test_only_records_of_the_same_baseline_setting_and_device_are_repetitions():
     others += [one | {"setting": {"channels_last": False}}, record(quick | {"batch_size": 8})]
     others += [record(quick | {"baseline": "sparse"})]
     assert len(merged([one, *others, one])) == 6
-    assert "| quick (batches of 32, 2 threads, channels_last, cpu: other) |" in grid(merged([one, others[0]]), "")[3]
+    assert (
+        "| quick (batches of 32, 2 threads, channels_last, cpu: other) |"
+        in markdown_grid(grid(merged([one, others[0]]), ""))[3]
+    )
 
 
 def test_what_was_not_timed_in_a_mode_has_a_gap_there():
     lone = timing("lone", 0.5, 0.4)
     del lone["ratios"]["train"]
-    assert grid(merged([record(lone, timing("quick", 0.5, 0.4))]), "")[2:] == [
+    assert markdown_grid(grid(merged([record(lone, timing("quick", 0.5, 0.4))]), ""))[2:] == [
         "| lone | dense | 0.250 |  |  |  | 0.40 | 62 % | 40 |",
         "| quick | dense | 0.250 | 0.50 | 50 % | 50 | 0.40 | 62 % | 40 |",
     ]
