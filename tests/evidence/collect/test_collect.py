@@ -3,7 +3,6 @@
 import json
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 
@@ -12,36 +11,10 @@ from convrepro.errors import ConvReproError
 from convrepro.evidence.collect import collect
 from convrepro.evidence.store import evidence_path, load_evidence, load_proxies
 from convrepro.report.papers import report, write_scoreboard
-from convrepro.tables import Table, judge, list_tables, load_table
+from convrepro.tables import judge, list_tables, load_table
 from support.recorded import AGAIN, COMMIT, STATICS, YAML, put, record
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture
-def root(tmp_path) -> Path:
-    folder = tmp_path / "reproductions" / "paper"
-    folder.mkdir(parents=True)
-    (folder / "small.yaml").write_text(YAML)
-    return folder.parent
-
-
-@pytest.fixture
-def table(root) -> Table:
-    return load_table("paper/small", root)
-
-
-@pytest.fixture
-def runs(tmp_path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def finished(table, runs) -> Path:
-    for row, values in {"plain": (93.9, 94.1), "warm": (94.0, 94.2)}.items():
-        for seed, value in enumerate(values):
-            put(runs, record(table, row, seed, value, runs=runs))
-    return runs
 
 
 def test_finished_runs_become_evidence(table, finished, root):

@@ -2,42 +2,14 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
 from convrepro.evidence.collect import collect
 from convrepro.evidence.store import evidence_path
-from convrepro.tables import Table, load_table
-from support.recorded import STATICS, YAML, put, record
+from support.recorded import STATICS, put, record
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture
-def root(tmp_path) -> Path:
-    folder = tmp_path / "reproductions" / "paper"
-    folder.mkdir(parents=True)
-    (folder / "small.yaml").write_text(YAML)
-    return folder.parent
-
-
-@pytest.fixture
-def table(root) -> Table:
-    return load_table("paper/small", root)
-
-
-@pytest.fixture
-def runs(tmp_path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def finished(table, runs) -> Path:
-    for row, values in {"plain": (93.9, 94.1), "warm": (94.0, 94.2)}.items():
-        for seed, value in enumerate(values):
-            put(runs, record(table, row, seed, value, runs=runs))
-    return runs
 
 
 def test_a_row_must_start_from_the_weights_of_an_accepted_run(table, runs, root):
