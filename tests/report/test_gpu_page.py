@@ -102,6 +102,15 @@ def test_training_is_compared_with_a_loop(tmp_path):
     assert gpu_page.ACCURACY in text
 
 
+def test_candidates_stand_beside_the_fastest_form_of_a_library(tmp_path):
+    times = {"plain": 0.04, "folded": 0.02, "(8, 64)": 0.015, "(16, 64)": 0.01}
+    case = {"ms": times, "ratio": {form: time / 0.02 for form, time in times.items()}, "failed": {}}
+    case |= {"library": "folded", "best": "(16, 64)", "worst": 0.001, "limit": 0.02}
+    text = page(tmp_path, "candidates", {"shuffled 64": case, "shift 1": {"error": "off by 2, more than 0.02"}})
+    assert "| shuffled 64 | 20.0 | 10.0 | 0.50 | folded | (16, 64) | 0.05 |" in text
+    assert "failed: shift 1: off by 2, more than 0.02" in text
+
+
 def test_rows_that_were_stopped_have_no_accuracy(tmp_path):
     cases = {
         "p1": {
@@ -169,6 +178,7 @@ def test_a_file_that_is_not_a_record_is_set_aside(text, message, tmp_path):
         ),
         ("training", {"resumed a": {"equal": True}}),
         ("evidence", {"p1": {"epoch": 3}}),
+        ("candidates", {"shift": {"library": "library", "best": "(8, 64)", "worst": 0.0, "limit": 1.0}}),
     ],
 )
 def test_a_damaged_record_is_named(what, cases, tmp_path):

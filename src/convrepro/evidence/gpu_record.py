@@ -13,6 +13,7 @@ from convrepro.config.strict import ON_DISK, read_files
 
 FOLDER = "gpu"
 CORRECTNESS, SPEED, TRAINING, EVIDENCE = "correctness", "speed", "training", "evidence"
+CANDIDATES = "candidates"
 NOT_REACHED = "not reached"
 
 
@@ -28,6 +29,7 @@ class Timed(TypedDict):
 class Case(TypedDict):
     """What one case found: an error, how exact it was, how fast, or where the time went (name, microseconds, calls).
 
+    Of a candidate: the fastest form of the `library`, and the `best` of the candidate's tiles, by their names in `ms`.
     Of training: images per second by loop; waits of the host in so many steps, by line of code; how far the losses of a
     run that was killed differ from an unbroken run's; the epochs that a row's run has reached.
     """
@@ -41,6 +43,8 @@ class Case(TypedDict):
     ms: NotRequired[dict[str, float]]
     ratio: NotRequired[dict[str, float]]
     kernels: NotRequired[list[tuple[str, float, int]] | dict[str, Any]]
+    library: NotRequired[str]
+    best: NotRequired[str]
     images_per_second: NotRequired[dict[str, Annotated[float, Field(gt=0)]]]
     batch: NotRequired[int]
     syncs: NotRequired[int]
@@ -70,7 +74,7 @@ class Content(TypedDict):
     """What a file holds."""
 
     schema: Literal[1]
-    what: Literal["correctness", "speed", "training", "evidence"]
+    what: Literal["correctness", "speed", "training", "evidence", "candidates"]
     time: str
     commit: str
     environment: Place

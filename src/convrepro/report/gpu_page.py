@@ -8,6 +8,7 @@ from convrepro.config.paths import REPRODUCTIONS
 from convrepro.config.strict import set_aside
 from convrepro.errors import ConvReproError
 from convrepro.evidence.gpu_record import (
+    CANDIDATES,
     CORRECTNESS,
     EVIDENCE,
     FOLDER,
@@ -86,6 +87,7 @@ IF_MISSING = {
     "training, compiled": "a training step that torch.compile has compiled",
     "training 224": "VGG-16 at 224x224 pixels",
     "training dwc_pwc": "the time of other operators than HetConv",
+    "shift 4096 4096 1 5": "the kernels in `tests/gpu/candidate_*.py`, such as DeepShift from packed weights",
     "throughput vgg16_cifar": "`trainer=gpu`: the speed of this package's trainer on a GPU",
     "throughput vgg16_cifar compiled": "`trainer.compile=true` on a GPU",
 }
@@ -115,7 +117,13 @@ def _section(record: GpuRecord) -> list[str]:
     parts = [title, *map(escaped, (where, *record.notes))]
     if record.skipped:
         return [*parts, escaped(f"It did not run: {record.skipped}.")]
-    write = {CORRECTNESS: _correctness, SPEED: _speed, TRAINING: _training, EVIDENCE: _evidence}
+    write = {
+        CORRECTNESS: _correctness,
+        SPEED: _speed,
+        TRAINING: _training,
+        EVIDENCE: _evidence,
+        CANDIDATES: _candidates,
+    }
     return parts + write[record.what](record)
 
 
@@ -203,6 +211,22 @@ def _evidence(record: GpuRecord) -> list[str]:
     header += [("top-1 %", "last"), ("top-1 %", "best")]
     parts = [ROWS.format(data=escaped(str(record.data)))]
     return [*parts, *([_grid(header, lines)] if lines else []), *_failures(record)]
+
+
+TRIED = """Kernels that are not part of this package, each beside the fastest form that libraries have of its product:
+the best of several tiles, in bfloat16. A ratio below 1 says that the candidate is faster."""
+
+
+def _candidates(record: GpuRecord) -> list[str]:
+    lines = []
+    for name, case in record.finished("").items():
+        forms = case["library"], case["best"]
+        times = [f"{1000 * case['ms'][form]:.1f}" for form in forms]
+        error = f"{case['worst'] / case['limit']:.2f}"
+        lines.append([name, *times, f"{case['ratio'][case['best']]:.2f}", *forms, error])
+    header = [("", "product"), ("us", "library"), ("us", "candidate"), ("", "ratio")]
+    header += [("form", "library"), ("form", "candidate"), ("error", "largest / limit")]
+    return [TRIED, *([_grid(header, lines)] if lines else []), *_failures(record)]
 
 
 def _speed(record: GpuRecord) -> list[str]:
