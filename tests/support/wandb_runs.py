@@ -16,8 +16,11 @@ import wandb
 from convrepro.config.compose import compose_config
 from convrepro.runs.summary import summary
 from convrepro.tables import load_table
+from convrepro.tracking import logger as tracking_logger
+from convrepro.tracking import service
 from convrepro.tracking.logger import RunLogger, build_logger
 from convrepro.tracking.offline import fragments
+from convrepro.tracking.service import answering
 from convrepro.training.run import run
 from support.command import CONVREPRO, Python
 from support.variants import TABLE, identity, named
@@ -31,8 +34,12 @@ STATIC = {"macs": 668672, "params": 669706, "multiplications": 0, "shifts": 6686
 SECRETS = {"SLURM_JWT": "a-token-of-the-cluster", "OTHER_API_KEY": "a-key-of-something-else"}
 #: Seconds that a test waits for what takes a moment on a quiet machine.
 DEADLINE = 240
-#: `logger.timeout` where the server answers: no test waits so long on a quiet machine.
+#: `logger.timeout` where the server answers, in seconds: no test waits so long on a quiet machine.
 PATIENT = 60
+#: The same where it does not.
+BRIEF = 2
+#: The same where it answers at first, or a run has to be opened a second time, offline, on a busy machine.
+LONGER = 8
 
 
 def silent(line: str) -> None:
@@ -80,7 +87,7 @@ def history(epochs: int) -> list[dict[str, Any]]:
 @cache
 def composed() -> dict[str, Any]:
     """The configuration of a run that only logs."""
-    return compose_config([*SHIFT, "logger.timeout=2"]).model_dump()
+    return compose_config([*SHIFT, f"logger.timeout={PATIENT}"]).model_dump()
 
 
 def result(epochs: int, **changed: Any) -> dict[str, Any]:
@@ -94,13 +101,29 @@ def result(epochs: int, **changed: Any) -> dict[str, Any]:
     return found | {"history": lines, "metrics": metrics, "time": {"images_per_second": 7.0}} | changed
 
 
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on W&B has `BRIEF` seconds for each answer, and its background service as many more to end.
+
+    For a server that no longer answers; before that, a test that waits so briefly fails on a busy machine.
+    """
+    monkeypatch.setattr(service, "GRACE", BRIEF)
+    monkeypatch.setattr(tracking_logger, "answering", lambda seconds=0.0: answering(min(seconds, BRIEF)))
+
+
 def attempt(
-    folder: Path, epochs: int, error: BaseException | None = None, *, steps: int = 0, kill: bool = False
+    folder: Path,
+    epochs: int,
+    error: BaseException | None = None,
+    *,
+    steps: int = 0,
+    kill: bool = False,
+    timeout: float = PATIENT,
 ) -> RunLogger | None:
     """One attempt at a run that logs up to so many epochs, and steps of which an epoch has ten; it ends well, by
     `error`, or never (`kill`).
     """
-    logger = build_logger(composed()["logger"], IDENTITY, folder, composed(), STATIC, load_table(TABLE))
+    words = {**composed()["logger"], "timeout": timeout}
+    logger = build_logger(words, IDENTITY, folder, composed(), STATIC, load_table(TABLE))
     if logger is None:
         return None
     rows = [{"step": step, "loss": 1 / step, "images_per_second": 7.0} for step in range(5, steps + 1, 5)]

@@ -25,16 +25,25 @@ from convrepro.tracking.sync import Server, sync
 from support import small_table
 from support.silent_server import DEADLINE, KINDS, SilentServer, Watched, busy_machine
 from support.variants import identity, named
-from support.wandb_runs import IDENTITY, PATIENT, SHIFT, TABLE, client, composed, served, train
+from support.wandb_runs import (
+    BRIEF,
+    IDENTITY,
+    LONGER,
+    PATIENT,
+    SHIFT,
+    TABLE,
+    client,
+    composed,
+    impatient,
+    served,
+    train,
+)
 from support.wandb_server import WandbServer
 
-TIMEOUT = 2
-#: `logger.timeout` of trainings, which open a run a second time, offline, however busy the machine is.
-LONGER = 8
 #: Seconds that a busy machine takes for what has no bound: to schedule a process, to end an interpreter.
 SLACK = 60
 SMALL = ["trainer=cpu", "recipe.epochs=1", "budget.train_examples=64", "budget.test_examples=50"]
-PATIENTLY = {**composed()["logger"], "timeout": PATIENT}
+PATIENTLY = composed()["logger"]
 NO_ANSWER = r"cannot be used: there was no answer within \d+ s"
 #: Code that stops the background service of this process, which then is as busy as can be.
 STOP = f"""
@@ -66,7 +75,7 @@ def cores() -> list[int]:
 
 
 def test_verbs_that_ask_a_server_end_in_its_time_with_one_sentence(tmp_path):
-    table = ["deepshift/mnist_v5", f"logger.timeout={TIMEOUT}", f"--runs={tmp_path}"]
+    table = ["deepshift/mnist_v5", f"logger.timeout={BRIEF}", f"--runs={tmp_path}"]
     verbs = [(["dashboard", *table], kind) for kind in KINDS]
     verbs += [(["sync", *table], kind) for kind in ("accepts", "drips")]
     verbs += [(["dashboard", *table, "--from-results"], "accepts")]
@@ -79,7 +88,7 @@ def test_verbs_that_ask_a_server_end_in_its_time_with_one_sentence(tmp_path):
             assert verb.ended() == 2, verb.output
             (when,) = verb.said("convrepro:")
             assert verb.said(NO_ANSWER) == [when], verb.output
-            assert verb.end - (verb.server.contact or when) < TIMEOUT + GRACE + SLACK
+            assert verb.end - (verb.server.contact or when) < BRIEF + GRACE + SLACK
             assert "Traceback" not in verb.output
 
 
@@ -148,13 +157,13 @@ def test_a_service_that_is_busy_in_the_middle_of_a_training_loses_no_result(serv
 
     def stop(line: str) -> None:
         if "epoch 3/" in line:
-            monkeypatch.setattr(service, "GRACE", 2)
+            impatient(monkeypatch)
             stop_core()
             stopped.append(time.monotonic())
 
     with pytest.warns(UserWarning, match=r"W&B is left out.*no answer within 4 s.*convrepro sync"):
-        result = train([f"logger.timeout={TIMEOUT}"], tmp_path, stop)
-    assert time.monotonic() - stopped[0] < TIMEOUT + service.GRACE + SLACK
+        result = train([f"logger.timeout={PATIENT}"], tmp_path, stop)
+    assert time.monotonic() - stopped[0] < BRIEF + service.GRACE + SLACK
     assert len(result["history"]) == 3
     assert read_result(IDENTITY.folder(tmp_path)) == result
     assert cores() == []
@@ -197,7 +206,7 @@ service_process.get_core_path = lambda: {str(fake)!r}
 service.GRACE = 2
 """
     with SilentServer("accepts") as server:
-        words = ["dashboard", "deepshift/mnist_v5", f"logger.timeout={TIMEOUT}"]
+        words = ["dashboard", "deepshift/mnist_v5", f"logger.timeout={BRIEF}"]
         verb = Watched(words, server, tmp_path, first, WANDB_MODE="online")
         assert verb.ended() == 2
     (said,) = verb.said("convrepro:")
@@ -215,7 +224,7 @@ def test_a_server_that_falls_silent_ends_a_sync_and_the_next_one_sends_everythin
     def send(self: Server, one: Fragment, then=Server.send) -> None:
         server.slow(3600)
         silent.append(time.monotonic())
-        self.timeout = TIMEOUT
+        self.timeout = BRIEF
         then(self, one)
 
     client("online")
@@ -224,7 +233,7 @@ def test_a_server_that_falls_silent_ends_a_sync_and_the_next_one_sends_everythin
         with pytest.raises(Unanswered, match="cannot be used: there was no answer"):
             sync(TABLE, tmp_path, PATIENTLY, print)
     assert len(silent) == 1, "the second run waited for a server that is known to be silent"
-    assert time.monotonic() - silent[0] < TIMEOUT + GRACE + SLACK
+    assert time.monotonic() - silent[0] < BRIEF + GRACE + SLACK
     assert cores() == []
 
     server.recovers()

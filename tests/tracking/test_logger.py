@@ -24,6 +24,7 @@ from convrepro.tracking.offline import FIRST, fragments
 from convrepro.tracking.sync import sync
 from support.variants import identity
 from support.wandb_runs import (
+    BRIEF,
     IDENTITY,
     PATIENT,
     ROW,
@@ -35,6 +36,7 @@ from support.wandb_runs import (
     client,
     composed,
     history,
+    impatient,
     served,
     train,
 )
@@ -150,7 +152,7 @@ def test_what_a_run_says_is_its_log_also_if_it_is_recorded_offline_and_interrupt
     train([], tmp_path, said.append)
     assert [line.split()[1] for line in said if line.startswith("  epoch")] == ["1/3", "2/3", "3/3"]
     client("online")
-    sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print)
+    sync(TABLE, tmp_path, composed()["logger"], print)
     assert log(server.run(IDENTITY.run_id)) == said
 
 
@@ -177,22 +179,23 @@ def test_a_run_that_fails_is_failed_there_too(server, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
-def test_a_server_in_trouble_holds_up_a_run_for_a_while_and_gets_everything_later(server, tmp_path, trouble):
-    words = ["logger.timeout=2"]
-
+def test_a_server_in_trouble_holds_up_a_run_for_a_while_and_gets_everything_later(
+    server, tmp_path, trouble, monkeypatch
+):
     def break_down(line: str) -> None:
         if "epoch 1/" in line:
             TROUBLE[trouble](server)
+            impatient(broken)
 
-    with pytest.warns(UserWarning, match=r"W&B is left out.*convrepro sync"):
-        result = train(words, tmp_path, break_down)
+    with monkeypatch.context() as broken, pytest.warns(UserWarning, match=r"W&B is left out.*convrepro sync"):
+        result = train([f"logger.timeout={PATIENT}"], tmp_path, break_down)
     assert [line["epoch"] for line in result["history"]] == [0, 1, 2]
     assert read_result(IDENTITY.folder(tmp_path)) == result
 
     server.recovers()
     client("online")
     for _ in range(2):
-        outcome = sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print)
+        outcome = sync(TABLE, tmp_path, composed()["logger"], print)
         run = server.run(IDENTITY.run_id)
         assert rows(run) == told(result)
         assert (run.state, run.exit_code) == ("finished", 0)
@@ -207,7 +210,7 @@ def test_an_ad_hoc_run_that_is_recorded_offline_is_sent_by_the_command_that_is_t
     folder = adhoc.folder(tmp_path)
     server.breaks()
     with pytest.warns(UserWarning, match="recorded offline") as caught:
-        logger = build_logger(composed()["logger"], adhoc, folder, composed(), STATIC, None)
+        logger = build_logger({**composed()["logger"], "timeout": BRIEF}, adhoc, folder, composed(), STATIC, None)
     logger.catch_up(history(2))
     logger.finish({})
     server.recovers()
@@ -223,15 +226,12 @@ def test_a_run_that_starts_without_its_server_is_recorded_offline(server, tmp_pa
     TROUBLE[trouble](server)
     began = time.monotonic()
     with pytest.warns(UserWarning, match=r"recorded offline.*convrepro sync"):
-        attempt(folder, 3)
+        attempt(folder, 3, timeout=BRIEF)
     assert time.monotonic() - began < 60, "30 s to ask who the key belongs to and 2 to open the run were too many"
     assert [fragment.epochs for fragment in fragments(folder)] == [(), (1, 2, 3)]
     server.recovers()
     client("online")
-    assert (
-        sync(TABLE, tmp_path, {**composed()["logger"], "timeout": PATIENT}, print).counts
-        == "1 sent, 0 skipped, 0 failed"
-    )
+    assert sync(TABLE, tmp_path, composed()["logger"], print).counts == "1 sent, 0 skipped, 0 failed"
     assert server.run(IDENTITY.run_id).series("epoch") == [1, 2, 3]
 
 

@@ -21,8 +21,9 @@ from convrepro.tracking.sync import Synced, There, missing, sync
 from support.command import convrepro
 from support.variants import identity
 from support.wandb_runs import (
+    BRIEF,
     IDENTITY,
-    PATIENT,
+    LONGER,
     SHIFT,
     TABLE,
     attempt,
@@ -55,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 def send(runs: Path, **changed: Any) -> Synced:
     client("online")
-    return sync(TABLE, runs, {**composed()["logger"], "timeout": PATIENT, **changed}, print)
+    return sync(TABLE, runs, {**composed()["logger"], **changed}, print)
 
 
 def epochs(run: RunRecord) -> list[int]:
@@ -144,13 +145,13 @@ def test_a_run_of_version_0_1_0_goes_on_with_each_epoch_once(server, folder, tmp
 
 
 def test_of_a_run_that_is_there_in_part_the_rest_is_sent_once_it_is_done(server, folder, tmp_path):
-    logger = attempt(folder, 2, kill=True)
+    logger = attempt(folder, 2, kill=True, timeout=LONGER)
     run = server.run(IDENTITY.run_id)
     logger.run.mark_preempting()  # which has the client send at once what it would collect for a quarter of a minute
     wait(lambda: run.series("epoch") == [1, 2])
     server.breaks()
     logger.catch_up(history(4))
-    with pytest.warns(UserWarning, match=r"no answer within 2 s.*convrepro sync"):
+    with pytest.warns(UserWarning, match=rf"no answer within {LONGER} s.*convrepro sync"):
         logger.fail(PREEMPTED)
     server.recovers()
     assert send(tmp_path).skipped == {NAME: "is there up to epoch 2; the rest goes when the run is done"}
@@ -248,7 +249,7 @@ def test_without_a_good_key_there_is_one_sentence(server, tmp_path, monkeypatch,
 def test_a_server_that_is_down_is_one_sentence(server, tmp_path):
     server.down()
     with pytest.raises(ConvReproError, match=r"W&B at http://127.0.0.1:\d+ cannot be used"):
-        send(tmp_path, timeout=2)
+        send(tmp_path, timeout=BRIEF)
 
 
 def written(checkpoint: Path) -> int:
