@@ -10,7 +10,7 @@ from torch import Tensor
 from convrepro.ops.hetconv_tiles import width as width_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("before", "after"))
 def group_pointwise(
     x,
     weight,
@@ -21,8 +21,8 @@ def group_pointwise(
     filters,
     block_in,
     block_out,
-    BEFORE: tl.constexpr,
-    AFTER: tl.constexpr,
+    before,
+    after,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -30,8 +30,8 @@ def group_pointwise(
 ):
     """ROWS pixels times COLUMNS filters of one group. x: (pixels, channels); weight: (filters, block_in).
 
-    The convolution's channel c is x's channel (c mod BEFORE) * channels / BEFORE + c div BEFORE; its filter n is y's
-    (n mod (filters / AFTER)) * AFTER + n div (filters / AFTER). Programs of one pixel follow each other.
+    The convolution's channel c is x's channel (c mod before) * channels / before + c div before; its filter n is y's
+    (n mod (filters / after)) * after + n div (filters / after). Programs of one pixel follow each other.
     """
     column_tiles = tl.cdiv(block_out, COLUMNS)
     across = channels // block_in * column_tiles
@@ -44,13 +44,13 @@ def group_pointwise(
     for first in range(0, block_in, DEPTH):
         inner = first + tl.arange(0, DEPTH)
         c = group * block_in + inner
-        source = c % BEFORE * (channels // BEFORE) + c // BEFORE
+        source = c % before * (channels // before) + c // before
         inside = (row < pixels)[:, None] & (inner < block_in)[None, :]
         entries = tl.load(x + row[:, None] * channels + source[None, :], inside, 0.0)
         inside = (inner < block_in)[:, None] & (column < block_out)[None, :]
         weights = tl.load(weight + n[None, :] * block_in + inner[:, None], inside, 0.0)
         sums = tl.dot(entries, weights, sums, input_precision=PRECISION)
-    target = n % (filters // AFTER) * AFTER + n // (filters // AFTER)
+    target = n % (filters // after) * after + n // (filters // after)
     if bias is not None:
         sums += tl.load(bias + target, column < block_out, 0.0).to(tl.float32)[None, :]
     inside = (row < pixels)[:, None] & (column < block_out)[None, :]
@@ -77,6 +77,6 @@ def pointwise(
     pixels, block_in, block_out = images * height * width, channels // groups, filters // groups
     columns, depth = width_of(block_out, columns), width_of(block_in, depth)
     grid = (triton.cdiv(pixels, rows) * groups * triton.cdiv(block_out, columns),)
-    words = {"BEFORE": before, "AFTER": after, "PRECISION": "ieee", "ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
-    group_pointwise[grid](x, weight, bias, y, pixels, channels, filters, block_in, block_out, **words)
+    words = {"PRECISION": "ieee", "ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
+    group_pointwise[grid](x, weight, bias, y, pixels, channels, filters, block_in, block_out, before, after, **words)
     return y.movedim(-1, 1)

@@ -18,8 +18,7 @@ SHIFT = {"BITS": 5, "LOWEST": -14, "ZERO": True}
 KERNELS = {
     "candidate_shift.shift_rows": SHIFT | {"FILTERS": 4, "WORDS": 128},
     "candidate_shift.shift_tiles": SHIFT | {"PRECISION": "ieee", "ROWS": 64, "FILTERS": 64, "WORDS": 32},
-    "candidate_pointwise.group_pointwise": {"BEFORE": 8, "AFTER": 8, "PRECISION": "ieee"}
-    | {"ROWS": 128, "COLUMNS": 32, "DEPTH": 32},
+    "candidate_pointwise.group_pointwise": {"PRECISION": "ieee", "ROWS": 128, "COLUMNS": 32, "DEPTH": 32},
     "candidate_separable.depthwise_pointwise": {"KERNEL": 3, "STRIDE": 1, "PADDING": 1, "RELU": True}
     | {"PRECISION": "ieee", "ROWS": 64, "COLUMNS": 128, "DEPTH": 32},
 }
