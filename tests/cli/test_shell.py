@@ -198,6 +198,9 @@ def test_the_users_folder_stands_for_the_tilde_in_every_path(tmp_path, monkeypat
         ["export", "--to", "~/nowhere/net.onnx"],
         ["report", "hetconv/table1", "--html", "~/nowhere/page.html"],
         ["task", "~/manifest.jsonl", "0"],
+        ["collect", "hetconv/table1", "--runs", "~/nowhere"],
+        ["sync", "hetconv/table1", "--runs=~/nowhere"],
+        ["dashboard", "hetconv/table1", "--runs=~/nowhere"],
     ]
     for line in words:
         said = answered(line, capsys)
@@ -206,12 +209,13 @@ def test_the_users_folder_stands_for_the_tilde_in_every_path(tmp_path, monkeypat
     assert "~no-such-user" in answered(["train", "weights=~no-such-user/net.ckpt", "train=false"], capsys)
     from convrepro.cli.command import parse
 
+    (tmp_path / "r").mkdir()
     for line in (
         ["collect", "x/y", "--runs", "~/r"],
         ["sync", "x/y", "--runs", "~/r"],
         ["dashboard", "x", "--runs=~/r"],
     ):
-        assert parse(line).runs == f"{tmp_path}/r"
+        assert parse(line).runs == tmp_path / "r"
     assert parse(["bench", "all", "--json=~/r"]).json == f"{tmp_path}/r"
     assert parse(["coverage", "--out=~/r"]).out == f"{tmp_path}/r"
 

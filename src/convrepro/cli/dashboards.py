@@ -59,7 +59,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
             print(_saved(arguments, tables, server))
         return 0
     view = _view(arguments, tables)
-    print(view.write(Path(arguments.json or Path(arguments.runs) / arguments.what / "dashboard.json")))
+    print(view.write(Path(arguments.json or arguments.runs / arguments.what / "dashboard.json")))
     if not arguments.json:
         print(f"{here}, so the dashboard is not saved to a server", file=sys.stderr)
     return 0
@@ -70,7 +70,7 @@ def _saved(arguments: argparse.Namespace, tables: "list[Table]", server: "Server
     from convrepro.report.dashboards.refill import regenerate
 
     for table in tables if arguments.from_results else ():
-        print(f"{table.name}: {regenerate(table, Path(arguments.runs), server, print)}")
+        print(f"{table.name}: {regenerate(table, arguments.runs, server, print)}")
     return _view(arguments, tables, server).save(server)
 
 
@@ -100,6 +100,6 @@ def _sync(arguments: argparse.Namespace) -> int:
     os.environ["WANDB_MODE"] = "online"  # for this command, whatever mode the runs use
     from convrepro.tracking.sync import sync
 
-    outcome = sync(table.name, Path(arguments.runs), logger, print)
+    outcome = sync(table.name, arguments.runs, logger, print)
     print(outcome.counts)
     return 1 if outcome.failed else 0

@@ -41,8 +41,6 @@ def add(verbs: Any) -> None:
 
 
 def _collect(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from convrepro.evidence.store import read_rows
 
     tables = load_tables(["all"]) if arguments.tables == ["all"] else tables_of_papers(arguments.tables)
@@ -54,7 +52,7 @@ def _collect(arguments: argparse.Namespace) -> int:
 
     statics = count_tables(tables, status_line)
     for table in tables:
-        print(collect(table, Path(arguments.runs), statics[table.name]))
+        print(collect(table, arguments.runs, statics[table.name]))
     return 0
 
 

@@ -81,14 +81,22 @@ def runs_of(overrides: Sequence[str]) -> Path:
 
 
 def add_runs_folder(verb: argparse.ArgumentParser) -> None:
-    """Adds the argument that says where the run folders are."""
-    default = os.environ.get("CONVREPRO_RUNS", "runs")
+    """Adds the argument that says where the run folders are. The default one need not exist."""
+    default = Path(os.environ.get("CONVREPRO_RUNS", "runs"))
     verb.add_argument(
         "--runs",
-        type=expanduser,
+        type=_folder,
         default=default,
         help="the folder with the run folders (default: %(default)s)",
     )
+
+
+def _folder(text: str) -> Path:
+    """The folder in an option. Raises argparse.ArgumentTypeError where there is none."""
+    folder = Path(expanduser(text))
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{shown(str(folder))} is not a folder; give one that exists")
+    return folder
 
 
 def comma_separated(text: str) -> list[str]:
