@@ -11,6 +11,7 @@ from convrepro.errors import ConvReproError
 from convrepro.training.sweep import sweep
 from support.cluster import LocalCluster
 from support.patience import PATIENCE
+from support.standstill import all_asked, standing_still
 
 pytestmark = [pytest.mark.cluster]
 
@@ -32,6 +33,21 @@ def job_log(runs: Path, job: str) -> str:
     return "".join(path.read_text() for path in runs.glob(f"sweep/.submitit/{job}/*_log.out"))
 
 
+def processes(runs: Path, index: int) -> list[int]:
+    """The Python processes that train this member of the sweep."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+            env = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        ours = "submitit.core._submit" in words and any(str(runs) in word for word in words)
+        if ours and "python" in Path(words[0]).name and f"SLURM_ARRAY_TASK_ID={index}" in env:
+            found.append(int(process.name))
+    return found
+
+
 def accounts(cluster: LocalCluster, job: str) -> dict[str, str]:
     """State by job id as sacct has it, which learns of an end a little after squeue."""
     told = cluster.run("sacct", "--noheader", "--allocations", "--format=jobid,state", f"--jobs={job}").stdout
@@ -49,7 +65,10 @@ def test_of_three_runs_one_fails_one_is_queued_again_and_two_have_results(accoun
     words = [*ROW, "conv.p=2,3,5", f"runs={tmp_path}"]
     with accounting.launch("convrepro", "train", "-m", *words, cwd=tmp_path) as waiting:
         accounting.wait(lambda: "epoch 1/10" in job_log(tmp_path, "1_0"))
-        accounting.run("scancel", "--signal=USR2", "1_0")
+        pids = processes(tmp_path, 0)
+        with standing_still(pids):
+            accounting.run("scancel", "--signal=USR2", "1_0")
+            accounting.wait(lambda: all_asked(pids))
         out, err = waiting.communicate(timeout=PATIENCE)
     states = accounting.wait_until_over("1")
     assert states == {"1_0": "COMPLETED", "1_1": "FAILED", "1_2": "COMPLETED"}, out + err

@@ -20,6 +20,7 @@ from convrepro.runs.plan import Job
 from convrepro.training.run import run
 from support import lab_table
 from support.cluster import LocalCluster
+from support.standstill import all_asked, send, standing_still
 
 
 class Lab:
@@ -127,28 +128,17 @@ class Lab:
 
     def kill(self, job: Job, how: signal.Signals) -> bool:
         """Send a signal to the run's Python alone; False where there is none."""
-        pids = self.processes().get(job.folder, [])
-        for pid in pids:
-            try:
-                os.kill(pid, how)
-            except ProcessLookupError:
-                return False
-        return bool(pids)
+        return send(self.processes().get(job.folder, []), how)
 
     @contextmanager
     def stopped(self, job: Job) -> Iterator[None]:
-        """The run's processes stand still within the block, so that it is not over before it is disturbed."""
-        assert self.kill(job, signal.SIGSTOP), "the run is over"
-        try:
+        """The run's processes stand still within the block."""
+        with standing_still(self.processes().get(job.folder, [])):
             yield
-        finally:
-            self.kill(job, signal.SIGCONT)
 
     def asked_to_stop(self, job: Job) -> bool:
         """Whether each process of a run that is stopped has got a signal since."""
-        pids = self.processes().get(job.folder, [])
-        texts = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
-        return all(re.search(r"^ShdPnd:\t0*[1-9a-f]", text, re.MULTILINE) for text in texts)
+        return all_asked(self.processes().get(job.folder, []))
 
     def preempt(self, *words: str, seconds: int = 1) -> str:
         """Queue an urgent job of so many seconds, that takes its place from the table's runs; its id."""
