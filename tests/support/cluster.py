@@ -8,6 +8,7 @@ failure before `PATIENCE` has passed.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,6 +175,11 @@ class LocalCluster:
         pid = int((self.folder / "run" / "slurmctld.pid").read_text())
         os.kill(pid, how)
         wait(lambda: not _lives(pid))
+
+    def forgotten(self) -> int:
+        """How many jobs ran that a controller, after it was killed, took for waiting; it has them killed."""
+        log = (self.folder / "log" / "slurmctld.log").read_text(errors="replace")
+        return len(re.findall(r"Registered PENDING JobId=\S+ StepId=\S+\.batch", log))
 
     def logs(self) -> str:
         """The last lines of each of the cluster's logs."""
