@@ -165,7 +165,7 @@ def test_all_stages_are_rehearsed(tmp_path):
         command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=900, check=True
     )
     assert "ended with status" not in done.stdout, done.stdout + done.stderr
-    for stage in ("speed", "correctness", "training", "evidence"):
+    for stage in ("speed", "correctness", "training", "candidates", "evidence"):
         assert json.loads((tmp_path / f"{stage}.json").read_text())["what"] == stage
 
 
