@@ -46,6 +46,8 @@ def compare(library: Mapping[str, Step], candidate: Callable[..., Tensor], tiles
             if spoils(error):
                 raise
             failed[name] = described(error)["error"]
+    if not steps.keys() & forms.keys():
+        return {"error": f"no tile runs: {next(iter(failed.values()))}", "failed": failed}
     times = in_turns(steps, device, rounds=5, budget_ms=5.0)
     fastest, best = (
         min((name for name in names if name in times), key=times.__getitem__) for names in (library, forms)

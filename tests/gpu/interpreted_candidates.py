@@ -118,3 +118,13 @@ def test_the_stage_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     candidates.all_cases(records)
     assert len(records.cases) == 4
     assert {name: case for name, case in records.cases.items() if "error" in case or case["failed"]} == {}
+
+
+def test_a_candidate_of_which_no_tile_runs_says_why() -> None:
+    from candidates import compare
+
+    def candidate(*tile: int) -> Tensor:
+        raise RuntimeError(f"tile {tile} is too large")
+
+    found = compare({"library": lambda: torch.ones(2)}, candidate, [(64, 32)], "cpu")
+    assert found["error"] == "no tile runs: RuntimeError: tile (64, 32) is too large"
