@@ -26,6 +26,9 @@ from support.patience import PATIENCE, wait
 SCRIPT = Path(__file__).parents[2] / "slurm" / "local_cluster.sh"
 NOT_INSTALLED = 4  # the script's exit code
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}
+#: How often, and for how long, nodes are asked what they run after a crash of slurmctld, in seconds. It believes a node
+#: that misses a job only 20 seconds after the job's start (BatchStartTimeout and MessageTimeout).
+ASK_AGAIN, ASK_UNTIL = 10, 60
 #: Commands that may be repeated where the controller did not answer.
 REPEATABLE = {"squeue", "sinfo", "scontrol", "scancel", "sacct"}
 
@@ -44,7 +47,8 @@ class LocalCluster:
     def __init__(self, folder: Path, *knobs: str) -> None:
         self.folder = folder
         self.knobs = knobs
-        self._crashed = False
+        self._crashed: float | None = None  # when slurmctld was killed, by time.monotonic()
+        self._asked = 0.0  # when the nodes were last asked what they run
         self.env = {
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
@@ -133,14 +137,20 @@ class LocalCluster:
                 jobs = self.run("squeue", "--states=all", check=False)
                 raise AssertionError(f"waited in vain; jobs: {jobs.stdout}{jobs.stderr}\n{self.logs()}")
             time.sleep(0.2)
-            if self._crashed:
-                self._put_right()
+            if self._crashed is not None:
+                self._put_right(time.monotonic() - self._crashed)
         return value
 
-    def _put_right(self) -> None:
-        """What an administrator does after a crash of slurmctld: it has forgotten which jobs it started just before,
-        takes them for duplicates when it starts them again, drains their nodes and holds them.
+    def _put_right(self, since: float) -> None:
+        """What an administrator does `since` seconds after a crash of slurmctld.
+
+        It has forgotten which jobs it started just before, takes them for duplicates when it starts them again, drains
+        their nodes and holds them. And it takes a job that had ended just before for running until the nodes tell what
+        they run, by default every five minutes.
         """
+        if since < ASK_UNTIL and time.monotonic() - self._asked > ASK_AGAIN:
+            self.run("scontrol", "reconfigure", check=False)
+            self._asked = time.monotonic()
         drained = set(self.run("sinfo", "-Nh", "-o", "%N %E").stdout.splitlines())
         for node in (line.split()[0] for line in drained if line.endswith("Duplicate jobid")):
             self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
@@ -158,17 +168,12 @@ class LocalCluster:
         return self.wait(over)
 
     def restart_controller(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End slurmctld by a signal, SIGKILL if asked, and start it again.
-
-        One that was killed takes a job that had ended just before for running, until the nodes tell what they run:
-        every five minutes, or when they are asked to.
-        """
+        """End slurmctld by a signal, SIGKILL if asked, and start it again."""
         self.end_controller(how)
         started = self.script("start")
         assert started.returncode == 0, started.stderr + self.logs()
         if how == signal.SIGKILL:
-            self._crashed = True
-            self.run("scontrol", "reconfigure", check=False)
+            self._crashed = time.monotonic()
 
     def end_controller(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End slurmctld by a signal: nothing of Slurm answers after that."""
