@@ -6,8 +6,7 @@ from math import hypot
 
 import pytest
 
-from convrepro.report.plots.figures import common_prefix
-from convrepro.report.plots.labels import leader, overlaps, place_labels, spread
+from convrepro.report.plots.labels import common_prefix, leader, overlaps, place_labels, spread
 
 pytestmark = pytest.mark.unit
 

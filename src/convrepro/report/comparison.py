@@ -13,7 +13,7 @@ from convrepro.evidence.comparison import Measured, Record
 from convrepro.report.html.inline import inline_svg
 from convrepro.report.html.page import template
 from convrepro.report.plots import draw
-from convrepro.report.plots.figures import OURS, Accuracy, Dot, Pair
+from convrepro.report.plots.kinds import OURS, Accuracy, Dot, Pair
 from convrepro.runs.storage import write_whole
 from convrepro.tables import Results, Statics, Table
 from convrepro.tables.markdown import Grid, bullet, escaped, markdown_grid

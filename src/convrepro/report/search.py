@@ -12,7 +12,7 @@ from convrepro.errors import visible
 from convrepro.report import comparison
 from convrepro.report.comparison import Line
 from convrepro.report.plots import draw
-from convrepro.report.plots.figures import OURS, Dot, Trials
+from convrepro.report.plots.kinds import OURS, Dot, Trials
 from convrepro.runs.storage import write_whole
 from convrepro.search.finalists import Finalists, title_of
 from convrepro.search.search import Search

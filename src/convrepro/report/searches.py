@@ -14,7 +14,7 @@ from convrepro.config.scientific import differences
 from convrepro.config.strict import ON_DISK, read_file, text_of
 from convrepro.errors import ConvReproError
 from convrepro.report.plots import draw
-from convrepro.report.plots.figures import Curve, Panel, Searches
+from convrepro.report.plots.kinds import Curve, Panel, Searches
 from convrepro.runs.storage import write_whole
 from convrepro.search.trial import Trial, hypervolume, points
 from convrepro.tables.markdown import Grid, escaped, markdown_grid

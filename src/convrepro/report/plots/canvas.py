@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from convrepro.report.plots.figures import Dot, Figure
+from convrepro.report.plots.kinds import Dot, Figure
 from convrepro.report.plots.labels import Box, Size, Spot, leader, place_labels
 from convrepro.report.plots.style import HEAD, MARK, MARKS, MUTED, SMALL, TEXT, WIDTH, WORDS
 

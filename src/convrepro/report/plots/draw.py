@@ -25,7 +25,7 @@ from convrepro.report.plots.canvas import (
     text_size,
     write_labels,
 )
-from convrepro.report.plots.figures import (
+from convrepro.report.plots.kinds import (
     DENSE,
     EXACT,
     OFF,

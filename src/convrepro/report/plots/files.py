@@ -8,7 +8,8 @@ from convrepro.config.paths import REPRODUCTIONS
 from convrepro.evidence.speed_record import PLOT_FILE, Speed
 from convrepro.report.papers import PLOTS, plot_path
 from convrepro.report.plots import draw
-from convrepro.report.plots.figures import Figure, costs, figures
+from convrepro.report.plots.figures import costs, figures
+from convrepro.report.plots.kinds import Figure
 from convrepro.report.plots.speeds import speeds
 from convrepro.tables import Results, Statics, Table
 

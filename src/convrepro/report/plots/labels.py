@@ -1,4 +1,4 @@
-"""Places labels beside points so that no label covers another label, a point or the frame.
+"""Labels of points: their common beginning, and places where none covers another label, a point or the frame.
 
 Lengths are in points (1/72 inch). A box is (left, bottom, right, top); a place is the lower left corner of the box of a
 label.
@@ -6,6 +6,7 @@ label.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import cos, hypot, pi, sin
 
 Spot = tuple[float, float]
@@ -168,3 +169,16 @@ def _cross(one: tuple[Spot, Spot], other: tuple[Spot, Spot]) -> bool:
 
 def _neighbours(spots: Sequence[Spot], i: int) -> int:
     return sum(abs(x - spots[i][0]) < 60 and abs(y - spots[i][1]) < 30 for x, y in spots)
+
+
+def common_prefix(labels: Sequence[str]) -> str:
+    """The words with which all of at least three labels begin.
+
+    Returns "" where the words have no letters, and where one of the labels consists of nothing else.
+    """
+    first, last = (min(labels), max(labels)) if len(labels) > 2 else ("", "")
+    shared = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    end = max((shared.rfind(mark) for mark in (" ", "_")), default=-1)
+    prefix = shared[: end + 1]
+    has_letters = any(letter.isalpha() for letter in prefix)
+    return prefix if has_letters and all(len(label) > len(prefix) for label in labels) else ""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from convrepro.evidence.speed_record import OPERATORS, Speed
-from convrepro.report.plots.figures import Dot, Figure
+from convrepro.report.plots.kinds import Dot, Figure
 
 TRAINING, INFERENCE = "training", "inference"
 MARK_OF = {"train": TRAINING, "inference": INFERENCE}

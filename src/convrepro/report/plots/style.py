@@ -4,7 +4,7 @@ shape as well.
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from convrepro.report.plots.figures import DENSE, EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
+from convrepro.report.plots.kinds import DENSE, EXACT, OFF, OURS, PARTIAL, PUBLISHED, QUOTED, RECALLED
 from convrepro.report.plots.speeds import INFERENCE, TRAINING
 
 if TYPE_CHECKING:
