@@ -126,16 +126,21 @@ def test_published_is_hollow_and_ours_is_filled_at_its_place(table, results):
         assert hollow == {name not in ("ours", "partial")}
 
 
-def widths(root) -> tuple[Table, dict, dict]:
-    """A table of one operator and the dense network at three widths, with no published value: statics and results."""
+def widths(root, *coarse: str) -> tuple[Table, dict, dict]:
+    """A table of one operator and the dense network at three widths, with no published value: statics and results.
+
+    coarse: ids and labels of further rows, which need as many operations as the dense network.
+    """
     narrow = "  - {id: %s, label: Thin %s, overrides: [conv=standard, model_args.width=%s], published: {}}\n"
     rows = "".join(narrow % (name, name, width) for name, width in (("t1", 0.5), ("t2", 0.25)))
     rows += "  - {id: a, label: Net A, overrides: [conv=standard], published: {}}\n"
     rows += "  - {id: b, label: Net B, overrides: [conv=hetconv], published: {}}\n"
     rows += "  - {id: tuned, label: Tuned, overrides: [recipe.epochs=5, conv=standard], weights_from: a}\n"
-    table = load_table("paper/small", write(root, YAML[: YAML.index("rows:")] + "rows:\n" + rows))
-    macs = {"t1": 25, "t2": 6, "a": 100, "b": 40, "tuned": 100}
-    top1 = {"t1": 92, "t2": 90, "a": 94, "b": 93, "tuned": 95}
+    rows += "".join(f"  - {{id: {q}, label: {q}, overrides: [conv=low_precision], published: {{}}}}\n" for q in coarse)
+    bits = "  weight_bits: {unit: M, decimals: 1, printed: round, count: weight_bits}\n"
+    table = load_table("paper/small", write(root, YAML[: YAML.index("rows:")] + bits + "rows:\n" + rows))
+    macs = {"t1": 25, "t2": 6, "a": 100, "b": 40, "tuned": 100, **dict.fromkeys(coarse, 100)}
+    top1 = {"t1": 92, "t2": 90, "a": 94, "b": 93, "tuned": 95, **dict.fromkeys(coarse, 91)}
     statics = {row: {"macs": value * 10**6, "params": 1} for row, value in macs.items()}
     return table, statics, {row: {seed: run(table, row, seed, top1[row]) for seed in (0, 1)} for row in macs}
 
@@ -171,6 +176,29 @@ def test_accuracy_by_time_has_a_panel_for_each_mode_that_was_measured(tmp_path):
 
 def ratios(share: float) -> dict[str, Spread]:
     return {mode: Spread(share, share, share) for mode in ("train", "exported")}
+
+
+def test_rows_that_save_bits_alone_are_drawn_against_bits(tmp_path):
+    table, statics, results = widths(tmp_path, *(f"q{bits}" for bits in (8, 4, 2)))
+    bits = {"q8": 8, "q4": 4, "q2": 2}
+    statics = {row: {**counts, "weight_bits": bits.get(row, 32) * 10**6} for row, counts in statics.items()}
+    pictures = drawn(table, statics, results)
+    assert len(pictures["accuracy"].marks("ours")) == 2
+    assert {"Net B", "Tuned"} <= set(pictures["accuracy"].texts)
+    assert len(pictures["bits"].marks("ours")) == 5
+    assert {"Net A", "Tuned", "q8", "q4", "q2"} <= set(pictures["bits"].texts)
+    equal = {row: {**counts, "weight_bits": 10**6} for row, counts in statics.items()}
+    assert "bits" not in drawn(table, equal, results)
+    assert len(drawn(table, equal, results)["accuracy"].marks("ours")) == 5
+
+
+@pytest.mark.parametrize(("length", "in_words"), [(72, True), (73, False)])
+def test_labels_of_more_than_300_letters_are_ids(tmp_path, length, in_words):
+    names = [letter * length for letter in "wxyz"]
+    table, statics, results = widths(tmp_path, *names)
+    statics |= {name: {"macs": (i + 30) * 10**6} for i, name in enumerate(names)}
+    texts = drawn(table, statics, results)["accuracy"].texts
+    assert ("Net B" in texts, "b" in texts) == (in_words, not in_words)
 
 
 def test_runs_that_are_compared_with_nothing_are_not_shown(table, results):

@@ -27,6 +27,7 @@ GENERATED = "The part above is `notes.md`; `convrepro report` generates the part
 
 PLOTS = {
     "accuracy": "accuracy: published hollow, ours filled",
+    "bits": "accuracy of equally many operations against bits",
     "time": "accuracy against measured time",
     "costs": "published against recomputed costs",
     "curves": "learning curves",

@@ -1,5 +1,6 @@
 """The figures of accuracy: against a cost, against measured time, or row by row."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import SupportsFloat
@@ -14,6 +15,7 @@ from convrepro.report.plots.kinds import (
     QUOTED,
     RECALLED,
     Accuracy,
+    AccuracyByBits,
     AccuracyByRow,
     AccuracyByTime,
     Dot,
@@ -25,25 +27,63 @@ from convrepro.tables.verdict import count
 
 MIN_PAIRS = 4
 """The least number of rows with a cost for a plot of accuracy against that cost."""
+LETTERS = 300
+"""The largest number of letters in the labels of a plot of accuracy; beyond it, the labels are ids of rows."""
 MIN_DENSE = 3
 """The least number of standard networks of several widths for a line through them."""
 
 
-def accuracy(table: Table, statics: Statics, results: Results) -> Accuracy | AccuracyByRow | None:
+def accuracy(table: Table, statics: Statics, results: Results) -> list[Accuracy | AccuracyByRow]:
+    """The figures of the first trained metric: against a cost, or row by row where the rows hardly differ in any.
+
+    Against operations, rows that need fewer bits than others with the same operations are left out: these make a figure
+    against bits.
+    """
     metric = next((m for m in table.metrics.values() if isinstance(m, Trained)), None)
     if metric is None:
-        return None
+        return []
     for cost in _cost_metrics(table):
-        found = {row.id: _against_cost(table, row, metric, cost, statics, results) for row in table.rows}
-        pairs = {row_id: pair for row_id, pair in found.items() if pair.published or pair.ours}
-        different = {dot.x for pair in pairs.values() if (dot := pair.labelled)}
-        if len(pairs) >= MIN_PAIRS and 2 * len(different) >= len(pairs):
-            return _by_data(table, metric, cost, pairs)
-    pairs = {row.id: _by_row(table, row, metric, results) for row in table.rows}
-    if not any(pair.ours for pair in pairs.values()):
-        return None
-    drawn = tuple(pair for pair in pairs.values() if pair.published or pair.ours)
-    return AccuracyByRow(table.name, table.title, _named(metric), drawn)
+        pairs = _pairs(table, metric, cost, statics, results)
+        if len(pairs) >= MIN_PAIRS and 2 * len(set(_costs(pairs).values())) >= len(pairs):
+            return _against(table, metric, cost, pairs, statics, results)
+    rows = [_by_row(table, row, metric, results) for row in table.rows]
+    if not any(pair.ours for pair in rows):
+        return []
+    drawn = tuple(pair for pair in rows if pair.published or pair.ours)
+    return [AccuracyByRow(table.name, table.title, _named(metric), drawn)]
+
+
+def _pairs(table: Table, metric: Trained, cost: Counted, statics: Statics, results: Results) -> dict[str, Pair]:
+    found = {row.id: _against_cost(table, row, metric, cost, statics, results) for row in table.rows}
+    return {row_id: pair for row_id, pair in found.items() if pair.labelled}
+
+
+def _costs(pairs: Mapping[str, Pair]) -> dict[str, float]:
+    """The cost beside which the label of each row is written."""
+    return {row_id: dot.x for row_id, pair in pairs.items() if (dot := pair.labelled)}
+
+
+def _against(
+    table: Table, metric: Trained, cost: Counted, pairs: Mapping[str, Pair], statics: Statics, results: Results
+) -> list[Accuracy | AccuracyByRow]:
+    """The figure of `pairs` against `cost`, and the one against bits where there is one."""
+    bits = next((m for m in _cost_metrics(table) if RULES[m.count].of == "bits"), None)
+    if bits is None or RULES[cost.count].of != "operations":
+        return [_by_data(Accuracy, table, metric, cost, pairs)]
+    equal = _equal(_costs(pairs))
+    alike = {k: pair for k, pair in _pairs(table, metric, bits, statics, results).items() if k in equal}
+    needed = _costs(alike)
+    if len(set(needed.values())) < MIN_PAIRS:
+        return [_by_data(Accuracy, table, metric, cost, pairs)]
+    lean = {row_id for row_id, number in needed.items() if number < max(needed.values())}
+    rest = {row_id: pair for row_id, pair in pairs.items() if row_id not in lean}
+    return [_by_data(Accuracy, table, metric, cost, rest), _by_data(AccuracyByBits, table, metric, bits, alike)]
+
+
+def _equal(costs: Mapping[str, float]) -> set[str]:
+    """The rows of the cost that most rows have."""
+    (most, _), *_ = Counter(costs.values()).most_common()
+    return {row_id for row_id, cost in costs.items() if cost == most}
 
 
 def by_time(table: Table, results: Results, timed: Sequence[Speed]) -> AccuracyByTime | None:
@@ -61,18 +101,18 @@ def by_time(table: Table, results: Results, timed: Sequence[Speed]) -> AccuracyB
             if row.id in times and (ours := _by_row(table, row, metric, results).ours)
         }
         if len(pairs) >= MIN_PAIRS:
-            panels.append((words, tuple({**pairs, **_dense(table, pairs)}.values())))
+            panels.append((words, tuple(_marked(table, pairs).values())))
     if not panels:
         return None
     return AccuracyByTime(table.name, table.title, "time / dense network's", _named(metric), "", tuple(panels))
 
 
-def _by_data(table: Table, metric: Trained, cost: Counted, pairs: Mapping[str, Pair]) -> Accuracy:
+def _by_data(kind: type[Accuracy], table: Table, metric: Trained, cost: Counted, pairs: Mapping[str, Pair]) -> Accuracy:
     """The figure with a panel for each data set, and one for quoted rows, whose data set is not known.
 
     Where all rows that are run have the same data set, there is a single panel.
     """
-    pairs = {**pairs, **_dense(table, pairs)}
+    pairs = _marked(table, pairs)
     prefix = common_prefix([pair.label for row_id, pair in pairs.items() if not table.row(row_id).quoted])
     known = {table.settings(row).get("data", "") for row in table.rows if not row.quoted}
     panels: dict[str, list[Pair]] = {}
@@ -83,7 +123,16 @@ def _by_data(table: Table, metric: Trained, cost: Counted, pairs: Mapping[str, P
         panels.setdefault(data if len(known) > 1 else "", []).append(short)
     rule = "" if cost.count == cost.name else f", counted by {cost.count}"
     grouped = tuple((data, tuple(members)) for data, members in panels.items())
-    return Accuracy(table.name, table.title, _named(cost) + rule, _named(metric), prefix, grouped)
+    return kind(table.name, table.title, _named(cost) + rule, _named(metric), prefix, grouped)
+
+
+def _marked(table: Table, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The pairs with their dense ones marked as such, and with ids for labels where these are too much to read."""
+    marked = {**pairs, **_dense(table, pairs)}
+    labels = [pair.label for pair in marked.values() if pair.label]
+    if sum(map(len, labels)) - len(labels) * len(common_prefix(labels)) <= LETTERS:
+        return marked
+    return {row_id: replace(pair, label=row_id if pair.label else "") for row_id, pair in marked.items()}
 
 
 def _dense(table: Table, pairs: Mapping[str, Pair]) -> dict[str, Pair]:

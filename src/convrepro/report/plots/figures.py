@@ -18,12 +18,12 @@ PANEL = 6
 
 
 def figures(table: Table, statics: Statics, results: Results, timed: Sequence[Speed] = ()) -> list[Figure]:
-    """The figures of a table for which there is enough data: accuracy by cost and by time, costs, learning curves.
+    """The figures of a table for which there is enough data: accuracy by cost, bits, time; costs; learning curves.
 
     `timed` are the speeds of the table's rows (`speed_record.of_table`).
     """
     found = (
-        accuracy(table, statics, results),
+        *accuracy(table, statics, results),
         by_time(table, results, timed),
         costs([(table, statics)], table.title),
         _curves(table, results),

@@ -63,6 +63,13 @@ class Accuracy(Figure):
 
 
 @dataclass(frozen=True)
+class AccuracyByBits(Accuracy):
+    """A trained metric against the bits of the weights, for rows that need equally many operations."""
+
+    kind = "bits"
+
+
+@dataclass(frozen=True)
 class AccuracyByTime(Accuracy):
     """A trained metric against the time of the network, as a share of the dense one's, in a panel for each mode."""
 
