@@ -4,8 +4,12 @@ import re
 
 import pytest
 
+from convrepro import __version__ as convrepro_version
+from convrepro.cli.command import parse, parser
 from convrepro.cli.main import main
 from support.command import Python, convrepro
+
+VERBS = list(next(action.choices for action in parser()._actions if action.dest == "verb"))
 
 
 def test_list_and_show():
@@ -35,6 +39,35 @@ def test_an_operator_that_costs_more_than_what_it_replaces_says_so():
     done = convrepro("count", "model=mobilenetv3_small_100", "conv=igcv3", "conv.where=dw_pw_pair", "data=cifar10")
     assert done.returncode == 0, done.stderr
     assert "of the MACs (more than conv=standard)" in done.stdout
+
+
+def test_without_words_the_help_is_shown(capsys):
+    for words in ([], ["--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+    help_of_nothing, help_asked_for = capsys.readouterr().out.split("usage: ")[1:]
+    assert help_of_nothing == help_asked_for
+    assert "train one network" in help_of_nothing
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"convrepro {convrepro_version}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("words", [(), ("--",), ("--cfg",), ("",), ("--no-such-option",)], ids=repr)
+def test_a_verb_with_too_few_words_or_odd_ones_is_understood_or_told(verb, words, capsys):
+    code, understood = 0, None
+    try:
+        understood = parse([verb, *words]).verb
+    except SystemExit as stop:
+        code = stop.code
+    told = capsys.readouterr().err.startswith("convrepro: ")
+    assert (code, understood, told) in {(0, verb, False), (2, None, True)}
 
 
 @pytest.mark.parametrize(

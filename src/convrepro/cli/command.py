@@ -9,8 +9,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import NoReturn
 
+from convrepro import __version__
 from convrepro.cli import cluster, compare, dashboards, evidence, export, look, search, speed, training
 from convrepro.cli.selection import add_outside
 from convrepro.config import plugins
@@ -42,6 +44,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The parser with all verbs and their options. Hydra overrides (key=value) are positional arguments."""
     top = Parser(prog="convrepro", description=DESCRIPTION)
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for group in GROUPS:
         group.add(verbs)
@@ -51,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Parses a command. Overrides may be given before, between and after options, and flags of sbatch after `--`.
+    """Parses a command; one without words asks for help.
+
+    Overrides may be given before, between and after options, and flags of sbatch after `--`.
 
     Raises ConvReproError for control characters; white space around a word is dropped where the word is read.
     """
@@ -59,7 +64,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         text = word.strip()
         if visible(text) != text or not {"\n", "\t"}.isdisjoint(text):
             raise ConvReproError(f"{shown(word)} has a control character; type it anew")
-    command, words = parser(), _with_values(words)
+    command, words = parser(), _with_values(words or ["--help"])
     end = words.index("--") if "--" in words else len(words)
     arguments, rest = command.parse_known_args(words[:end])
     if words[end:]:
@@ -84,7 +89,7 @@ OPTIONAL = {"--cfg": "job", "--info": "all"}
 def _with_values(words: Sequence[str]) -> list[str]:
     """The words with the values that may be left out."""
     whole: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         whole.append(word)
         if word in OPTIONAL and (not following or following.startswith("-") or "=" in following):
             whole.append(OPTIONAL[word])
