@@ -7,6 +7,7 @@ import pytest
 from convrepro import __version__ as convrepro_version
 from convrepro.cli.command import parse, parser
 from convrepro.cli.main import main
+from convrepro.errors import ConvReproError
 from support.command import Python, convrepro
 
 VERBS = list(next(action.choices for action in parser()._actions if action.dest == "verb"))
@@ -59,7 +60,7 @@ def test_the_version_is_told(capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("words", [(), ("--",), ("--cfg",), ("",), ("--no-such-option",)], ids=repr)
+@pytest.mark.parametrize("words", [(), ("--",), ("--cfg",), ("--no-such-option",)], ids=repr)
 def test_a_verb_with_too_few_words_or_odd_ones_is_understood_or_told(verb, words, capsys):
     code, understood = 0, None
     try:
@@ -68,6 +69,16 @@ def test_a_verb_with_too_few_words_or_odd_ones_is_understood_or_told(verb, words
         code = stop.code
     told = capsys.readouterr().err.startswith("convrepro: ")
     assert (code, understood, told) in {(0, verb, False), (2, None, True)}
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", " , "], ids=repr)
+@pytest.mark.parametrize("option", ["", "--rows", "--seeds", "--rows=", "--budget="])
+def test_an_empty_value_does_not_select_everything(option, value):
+    """As of a variable in quotes that a shell does not have."""
+    words = [f"{option}{value}"] if option.endswith("=") else [*filter(None, [option]), value]
+    with pytest.raises(ConvReproError, match="empty; leave it out"):
+        parse(["run", "common/sample", *words])
+    assert parse(["submit", "common/sample", "--", "--comment", value]).flags == ["--comment", value]
 
 
 @pytest.mark.parametrize(

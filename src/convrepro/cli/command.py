@@ -58,7 +58,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     Overrides may be given before, between and after options, and flags of sbatch after `--`.
 
-    Raises ConvReproError for control characters; white space around a word is dropped where the word is read.
+    Raises ConvReproError for control characters, and for words and values of options that are empty; white space around
+    a word is dropped where the word is read.
     """
     for word in words:
         text = word.strip()
@@ -66,6 +67,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             raise ConvReproError(f"{shown(word)} has a control character; type it anew")
     command, words = parser(), _with_values(words or ["--help"])
     end = words.index("--") if "--" in words else len(words)
+    _refuse_empty(words[:end])
     arguments, rest = command.parse_known_args(words[:end])
     if words[end:]:
         if not hasattr(arguments, "flags"):
@@ -80,6 +82,18 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raises ConvReproError for a value with nothing in it, which most often is a variable that a shell does not have.
+
+    Taken for one that was not given, it would select every row, or every seed.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if (equals or option == before) and not value.strip(" \t,"):
+            whose = f"{option} has the value" if option.startswith("-") else "an argument is"
+            raise ConvReproError(f"{whose} {shown(value)}, which is empty; leave it out, or say what is meant")
 
 
 #: Options whose value may be left out, even before an override, and what is meant then.
