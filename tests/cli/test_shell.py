@@ -12,6 +12,7 @@ import pytest
 import convrepro.training.runner  # noqa: F401 (what it imports starts a process)
 from convrepro.cli.main import main
 from convrepro.evidence.speed_suite import suite
+from convrepro.report.papers import paper_tables
 from support.command import CONVREPRO, Python
 
 pytestmark = pytest.mark.unit
@@ -156,6 +157,15 @@ def test_an_unknown_table_is_answered_with_the_nearest_and_the_command_that_list
     assert "`convrepro list` lists all" in near
     assert "`convrepro list` lists all" in (far := answered([verb, "zzzz/0000"], capsys))
     assert len(far) < 200
+
+
+@pytest.mark.parametrize("verb", ["show", "count"])
+def test_a_paper_stands_for_its_tables(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "lecture", "lecture/se_overhead"])
+    assert stop.value.code == 0
+    said = re.findall(r"^(lecture/\w+): ", capsys.readouterr().out, re.MULTILINE)
+    assert said == [table.name for table in paper_tables("lecture")]
 
 
 NUMBERS = ("٣", "-1", "1.5", "1e3", "0x1", "1_0", "three", "nan", " 1", "9" * 20, "²", "")

@@ -87,6 +87,19 @@ def test_attempts_at_a_requeued_run_merge_in_order_and_are_not_sent_twice(server
     assert epochs(run) == [1, 2, 3, 4, 5]
 
 
+def test_the_runs_of_all_tables_of_a_paper_are_sent(server, folder, tmp_path, monkeypatch, capsys):
+    client("offline")
+    attempt(folder, 2)
+    monkeypatch.setenv("WANDB_MODE", "offline")  # and what the command makes of it is undone
+    with pytest.raises(SystemExit) as stop:
+        main(["sync", TABLE.partition("/")[0], f"--runs={tmp_path}"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{TABLE}: 1 sent, 0 skipped, 0 failed" in lines
+    assert sum(": 0 sent, 0 skipped, 0 failed" in line for line in lines) >= 1
+    assert epochs(server.run(IDENTITY.run_id)) == [1, 2]
+
+
 def test_each_of_several_runs_is_sent_by_its_attempt_alone(server, tmp_path):
     """W&B's client keeps the list of runs that it was told first."""
     client("offline")

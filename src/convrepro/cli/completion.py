@@ -19,7 +19,7 @@ from convrepro.config.paths import CONF, table_names
 #: What the user types to switch completion on.
 SWITCH = 'eval "$(register-python-argcomplete convrepro)"'
 #: Verbs whose tables may be given by a paper, or by `all`.
-WHOLE = ("run", "submit", "status", "resubmit", "cancel", "collect")
+WHOLE = ("show", "count", "bench", "run", "submit", "status", "resubmit", "cancel", "collect", "report", "sync")
 
 
 def complete() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convrepro.cli.progress import status_line
-from convrepro.cli.selection import add_runs_folder, tables_of_papers
+from convrepro.cli.selection import add_runs_folder, each_table, tables_of_papers
 from convrepro.errors import ConvReproError
 
 if TYPE_CHECKING:
@@ -30,11 +30,10 @@ def add(verbs: Any) -> None:
     add_runs_folder(verb)
     verb.set_defaults(execute=_dashboard)
 
-    verb = verbs.add_parser("sync", help="send a table's offline runs to W&B, and nothing twice")
-    verb.add_argument("table")
-    verb.add_argument(
-        "overrides", nargs="*", default=[], help="where to, such as logger.project=mine logger.entity=team"
-    )
+    verb = verbs.add_parser("sync", help="send the offline runs of tables to W&B, and nothing twice")
+    verb.add_argument("table", help="a table, such as hetconv/table1; a paper, such as hetconv; or all")
+    what = "more tables, and where to, such as logger.project=mine logger.entity=team"
+    verb.add_argument("overrides", nargs="*", default=[], help=what)
     add_runs_folder(verb)
     verb.set_defaults(execute=_sync)
 
@@ -95,15 +94,17 @@ def _evidence(table: "Table") -> "tuple[Statics, Results]":
 
 def _sync(arguments: argparse.Namespace) -> int:
     from convrepro.config.compose import compose_config
-    from convrepro.tables import load_table
 
-    table = load_table(arguments.table)
-    logger = compose_config(arguments.overrides).logger.model_dump()
+    tables = each_table(arguments)
+    logger = compose_config(tables[0].overrides).logger.model_dump()
     if logger["name"] == "none":
         raise ConvReproError("logger=none has no W&B project to send runs to; leave it out")
     os.environ["WANDB_MODE"] = "online"  # for this command, whatever mode the runs use
     from convrepro.tracking.sync import sync
 
-    outcome = sync(table.name, arguments.runs, logger, print)
-    print(outcome.counts)
-    return 1 if outcome.failed else 0
+    failed = 0
+    for part in tables:
+        outcome = sync(part.table, arguments.runs, logger, print)
+        print(f"{part.table}: {outcome.counts}" if len(tables) > 1 else outcome.counts)
+        failed += len(outcome.failed)
+    return 1 if failed else 0

@@ -6,7 +6,7 @@ from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
 from convrepro.cli.progress import status_line
-from convrepro.cli.selection import add_runs_folder, load_tables, tables_of_papers
+from convrepro.cli.selection import add_runs_folder, load_tables
 from convrepro.config.paths import REPRODUCTIONS, ROOT
 from convrepro.errors import ConvReproError
 
@@ -45,7 +45,7 @@ def add(verbs: Any) -> None:
 def _collect(arguments: argparse.Namespace) -> int:
     from convrepro.evidence.store import read_rows
 
-    tables = load_tables(["all"]) if arguments.tables == ["all"] else tables_of_papers(arguments.tables)
+    tables = load_tables(arguments.tables)
     for table in tables:  # all of them before the first is written
         read_rows(table.name, REPRODUCTIONS)
 
@@ -79,7 +79,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from convrepro.tables import list_papers
 
     names = arguments.names or list_papers()
-    tables = tables_of_papers(names)
+    tables = load_tables(names)
     if arguments.html:
         return _page(tables, arguments.html, whole=not arguments.names)
     papers = [name for name in names if "/" not in name]

@@ -19,12 +19,12 @@ def add(verbs: Any) -> None:
     verb.add_argument("pattern", nargs="?", default="*", help="with models: a pattern of names, such as 'resnet*'")
     verb.set_defaults(execute=_list)
 
-    verb = verbs.add_parser("show", help="print a table: published values, sources, collected evidence, verdicts")
-    verb.add_argument("table", help="a table of a paper, such as hetconv/table1")
+    verb = verbs.add_parser("show", help="print tables: published values, sources, collected evidence, verdicts")
+    verb.add_argument("tables", nargs="+", help="tables, such as hetconv/table1; papers, such as hetconv; or all")
     verb.set_defaults(execute=_show)
 
     verb = verbs.add_parser("count", help="count MACs and parameters of tables, or of one network layer by layer")
-    what = "tables, `all`, or overrides such as model=resnet18 conv=hetconv conv.p=4"
+    what = "tables, papers or all, or overrides such as model=resnet18 conv=hetconv conv.p=4"
     verb.add_argument("what", nargs="+", help=what)
     verb.set_defaults(execute=_count)
 
@@ -68,13 +68,15 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from convrepro.evidence.statics import lacking
     from convrepro.evidence.store import load_evidence
-    from convrepro.tables import load_table, render_table
+    from convrepro.tables import render_table
 
-    table = load_table(arguments.table)
-    statics, results = load_evidence(table)
-    print(render_table(table, statics, results))
-    if rows := lacking(table, statics):
-        print(f"no count is on record of {len(rows)} rows; `convrepro collect {table.name}` counts and records them")
+    for table in load_tables(arguments.tables):
+        statics, results = load_evidence(table)
+        print(render_table(table, statics, results))
+        if rows := lacking(table, statics):
+            print(
+                f"no count is on record of {len(rows)} rows; `convrepro collect {table.name}` counts and records them"
+            )
     return 0
 
 

@@ -51,10 +51,7 @@ def each_table(arguments: argparse.Namespace) -> list[argparse.Namespace]:
         raise ConvReproError(f"{shown(words[0])} names no table; `convrepro list` lists them")
     found: dict[str, None] = {}
     for name in names:
-        whole = name if "/" in name else ""
-        for table in load_tables([name]) if whole or name == "all" else tables_of_papers([name]):
-            if whole or table.to_run:
-                found[table.name] = None
+        found |= {table.name: None for table in load_tables([name]) if "/" in name or table.to_run}
     return [argparse.Namespace(**{**vars(arguments), "table": name, "overrides": list(overrides)}) for name in found]
 
 
@@ -112,17 +109,18 @@ def describes_network(words: Sequence[str]) -> bool:
 
 
 def load_tables(names: Sequence[str]) -> "list[Table]":
-    """The tables of these names, or every table for the single name "all"."""
-    from convrepro.tables import list_tables, load_table
-
-    return [load_table(name) for name in (list_tables() if list(names) == ["all"] else names)]
-
-
-def tables_of_papers(names: Sequence[str]) -> "list[Table]":
-    """The tables that `names` select: each name is a table, `paper/name`, or a paper, which selects all of its tables.
+    """The tables that `names` select, each once: a name is a table, `paper/name`, a paper, or `all`.
 
     Raises ConvReproError for a name that does not exist.
     """
+    from convrepro.tables import list_tables
+
+    known = [text for name in names for text in (list_tables() if name == "all" else [name])]
+    return list({table.name: table for table in tables_of_papers(known)}.values())
+
+
+def tables_of_papers(names: Sequence[str]) -> "list[Table]":
+    """As `load_tables`, of tables and papers alone."""
     from convrepro.report.papers import paper_tables
     from convrepro.tables import load_table
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add(verbs: Any) -> None:
     """Adds the verb of this module to an argument parser."""
     verb = verbs.add_parser("bench", help="measure the speed of networks against the dense ones that they replace")
-    what = "a table, overrides such as model=resnet18 conv=hetconv conv.p=4, or `all` for the whole suite"
+    what = "tables, papers, overrides such as model=resnet18 conv=hetconv conv.p=4, or all for the whole suite"
     verb.add_argument("what", nargs="+", help=what)
     verb.add_argument("--rows", default="", help="comma-separated rows of the table (default: all)")
     verb.add_argument("--only", default="", help="with `all`: only what has this text in its group or name")
