@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 from torch import nn
 
@@ -20,13 +21,13 @@ def test_a_public_name_resolves_and_is_listed(name):
     assert name in dir(convrepro)
 
 
-@pytest.mark.parametrize("name", [name for name in convrepro.__all__ if name != "OPERATORS"])
+@pytest.mark.parametrize("name", [name for name in convrepro.__all__ if name.islower()])
 def test_a_public_function_says_what_it_does(name):
     assert len(getattr(convrepro, name).__doc__.splitlines()) > 3
 
 
 def test_an_unknown_name_is_an_error_with_the_valid_names():
-    valid = "OPERATORS, build, count, register_operator, replace_convs"
+    valid = "OPERATORS, ConvReproError, build, count, register_operator, replace_convs"
     with pytest.raises(AttributeError, match=rf"no attribute 'replace'; valid: {valid}$"):
         _ = convrepro.replace
 
@@ -37,6 +38,17 @@ def test_build_gives_a_network_with_its_convolutions_replaced():
     assert isinstance(report, SurgeryReport)
     assert {type(network.get_submodule(swap.name)) for swap in report.replaced} == {convrepro.OPERATORS["hetconv"]}
     assert convrepro.OPERATORS["standard"] is nn.Conv2d
+
+
+@pytest.mark.parametrize("size", [None, 32, (3, 32), (3, 0, 32), (3, -32, 32), ("3", 32, 32), (3, 32, 32, 32)])
+def test_a_size_that_is_none_is_an_error_that_shows_it(size):
+    with pytest.raises(convrepro.ConvReproError, match=re.escape(f"input_size={size!r} must be three positive")):
+        convrepro.count(timm.create_model("resnet18"), size)
+
+
+def test_an_image_that_a_network_does_not_take_is_an_error():
+    with pytest.raises(convrepro.ConvReproError, match=r"does not take an image of 1x32x32: .*to have 3 channels"):
+        convrepro.count(timm.create_model("resnet18"), (1, 32, 32))
 
 
 def test_the_example_of_the_readme_runs(capsys):

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["OPERATORS", "build", "count", "register_operator", "replace_convs"]
+__all__ = ["OPERATORS", "ConvReproError", "build", "count", "register_operator", "replace_convs"]
 
 if TYPE_CHECKING:
     from convrepro.complexity.counting import count
+    from convrepro.errors import ConvReproError
     from convrepro.models.build import build
     from convrepro.models.registry import register_operator
     from convrepro.models.surgery import replace_convs
     from convrepro.ops import OPERATORS
 else:
     _MODULES = {
+        "ConvReproError": "convrepro.errors",
         "OPERATORS": "convrepro.ops",
         "build": "convrepro.models.build",
         "count": "convrepro.complexity.counting",

@@ -305,7 +305,7 @@ def test_a_model_that_raises_is_put_back(counter):
     model = Function(fails, conv=HetConv2d(4, 8, 3, p=4, arrangement="shifted")).train()
     model.conv.register_forward_hook(lambda *_: None)
     hooks = [list(m._forward_hooks) + list(m._forward_pre_hooks) for m in model.modules()]
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(ConvReproError, match="does not take an image of 4x6x6: no"):
         counter(model, (4, 6, 6))
     assert [list(m._forward_hooks) + list(m._forward_pre_hooks) for m in model.modules()] == hooks
     assert not any("forward" in vars(m) for m in model.modules())

@@ -68,7 +68,8 @@ def count(model: nn.Module, input_size: tuple[int, int, int]) -> Count:
     The modes, hooks and forward methods of the model do not change. The values of the parameters do not matter and may
     be uninitialised, except for an operator whose weight bits depend on them (DeepShift v1).
 
-    Raises ConvReproError if a part of the model has an unknown number of multiply-accumulates.
+    Raises ConvReproError for an image that the model does not take, and if a part of the model has an unknown number of
+    multiply-accumulates.
     """
     return _count(trace(model, input_size), input_size)
 

@@ -3,6 +3,7 @@
 import torch
 
 from convrepro import complexity
+from convrepro.complexity.tracing import UnfitImageError
 from convrepro.config.schema import RunConfig
 from convrepro.errors import ConvReproError
 
@@ -12,15 +13,7 @@ def count_network(network: torch.nn.Module, cfg: RunConfig, side: int) -> comple
 
     Raises ConvReproError if the network cannot process such an image, and as `complexity.count` does.
     """
-    size = (cfg.data.channels, side, side)
     try:
-        return complexity.count(network, size)
-    except ConvReproError:
-        raise
-    except (RuntimeError, ValueError, AssertionError) as error:
-        made_for = getattr(network, "pretrained_cfg", {}).get("input_size")
-        hint = f"; it was made for {'x'.join(map(str, made_for))}" if made_for else ""
-        raise ConvReproError(
-            f"{cfg.model} cannot take an image of {'x'.join(map(str, size))} (data.image_size={cfg.data.image_size}): "
-            f"{error}{hint}"
-        ) from error
+        return complexity.count(network, (cfg.data.channels, side, side))
+    except UnfitImageError as error:
+        raise ConvReproError(f"{cfg.model} with data.image_size={cfg.data.image_size}: {error}") from error

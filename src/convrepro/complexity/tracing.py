@@ -8,7 +8,7 @@ to have no multiply-accumulate.
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,15 @@ shape, and of products of feature maps and one factor for each channel."""
 Shape = tuple[int, ...]
 
 
+class UnfitImageError(ConvReproError):
+    """The model does not take an image of this size (C, H, W): it raised `error`."""
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int], error: Exception) -> None:
+        made_for = getattr(model, "pretrained_cfg", {}).get("input_size")
+        hint = f"; it was made for {'x'.join(map(str, made_for))}" if made_for else ""
+        super().__init__(f"the model does not take an image of {'x'.join(map(str, input_size))}: {error}{hint}")
+
+
 @dataclass(frozen=True)
 class Trace:
     """A forward pass on one image.
@@ -91,7 +100,8 @@ def _plane(shape: Shape) -> tuple[int, int]:
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     """Traces `model` on one image (C, H, W).
 
-    Raises ConvReproError for an operation with an unknown number of multiply-accumulates.
+    Raises UnfitImageError for an image that the model does not take, and ConvReproError for an operation with an
+    unknown number of multiply-accumulates.
     """
     layers = dict(_layers(model))
     outputs: dict[str, list[Shape]] = {name: [] for name in layers}
@@ -109,7 +119,12 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
             module.register_forward_hook(record(outputs[name]))
         analysis = FlopCountAnalysis(model, image).set_op_handle(**_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        operations = _own(analysis.by_module_and_operator(), layers)
+        try:
+            operations = _own(analysis.by_module_and_operator(), layers)
+        except ConvReproError:
+            raise
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UnfitImageError(model, input_size, error) from error
     for name, unknown in _own({name: analysis.unsupported_ops(name) for name in layers}, layers).items():
         for operation in unknown:
             if not _is_free(operation):
@@ -134,12 +149,13 @@ def blank_image(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
 
     Raises ConvReproError if `input_size` is not three positive integers, or if the model is on the meta device.
     """
-    if len(input_size) != 3 or not all(isinstance(size, int) and size > 0 for size in input_size):
+    sizes = list(input_size) if isinstance(input_size, Iterable) else []
+    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ConvReproError(f"input_size={input_size!r} must be three positive integers: channels, height, width")
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if weight.is_meta:
         raise ConvReproError("fvcore cannot trace a model on the meta device; valid: model.to_empty(device='cpu')")
-    return torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
+    return torch.zeros(1, *sizes, device=weight.device, dtype=weight.dtype)
 
 
 @contextmanager
