@@ -51,6 +51,25 @@ def test_an_image_that_a_network_does_not_take_is_an_error():
         convrepro.count(timm.create_model("resnet18"), (1, 32, 32))
 
 
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"conv": "hetconv"}, "conv=hetconv must be a mapping"),
+        ({"conv": {}}, "`conv.name` is missing"),
+        ({"in_chans": 0}, "in_chans=0 must be at least 1"),
+        ({"num_classes": -1}, "num_classes=-1 must be at least 0"),
+        ({"name": None}, "name=null must be text"),
+        ({"name": "resnet81"}, "did you mean resnet18"),
+        ({"weights": Path("nowhere.pt")}, "nowhere.pt do not exist"),
+    ],
+)
+def test_what_no_network_can_be_built_from_is_an_error(given, rule):
+    with pytest.raises(convrepro.ConvReproError, match=re.escape(rule)):
+        convrepro.build(
+            **{"name": "resnet18", "conv": {"name": "standard", "where": "all"}, "num_classes": 10, **given}
+        )
+
+
 def test_the_example_of_the_readme_runs(capsys):
     (example,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})

@@ -1,12 +1,13 @@
 """Building of networks: a model by name, with replaced convolutions and loaded weights."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from convrepro.config.schema import Conv, RunConfig
+from convrepro.config.schema import Conv, Count, RunConfig
 from convrepro.config.strict import Record, validated
 from convrepro.errors import ConvReproError
 from convrepro.models.filters import Gradients
@@ -20,7 +21,10 @@ from convrepro.models.weights import locate, read_checkpoint
 class _Settings(Record):
     """What `build` gets, named as users type it."""
 
+    name: str
     conv: Conv
+    num_classes: Annotated[int, Field(ge=0)]
+    in_chans: Count
 
 
 def build_network(cfg: RunConfig, gradients: Gradients | None = None) -> tuple[nn.Module, SurgeryReport]:
@@ -92,7 +96,9 @@ def build(
     with another model, other `model_args` or (unless its operator is "standard") another `conv`. It also raises as
     `surgery.replace_convs` does.
     """
-    settings = validated(_Settings, {"conv": dict(conv)}).conv
+    plain = dict(conv) if isinstance(conv, Mapping) else conv
+    given = {"name": name, "conv": plain, "num_classes": num_classes, "in_chans": in_chans}
+    settings = validated(_Settings, given).conv
     check_names(name, settings)
     network = create(name, num_classes, in_chans, model_args or {})
 
