@@ -96,7 +96,7 @@ def test_markdown_has_one_width_and_all_remarks(small, results):
         ):
             assert " ".join(remark.split()) in flat, name
     plain = next(line for line in render_table(small, STATICS, results, "markdown").splitlines() if "Plain" in line)
-    assert plain.startswith("| Plain | 94.00 | 94.10 ±0.14 (2) | +0.10 | 100.00 | 100.00 | ok | ")
+    assert plain.startswith("| Plain | `plain` | 94.00 | 94.10 ±0.14 (2) | +0.10 | 100.00 | 100.00 | ok | ")
 
 
 def test_a_bar_in_a_label_does_not_break_markdown(tmp_path):
@@ -107,6 +107,15 @@ def test_a_bar_in_a_label_does_not_break_markdown(tmp_path):
 def test_square_brackets_are_shown_as_they_are(tmp_path):
     table = load_table("paper/small", write(tmp_path, SMALL.replace("label: Thin", "label: Thin [bold]")))
     assert "Thin [bold]" in render_table(table, {}, {}, width=200)
+
+
+def test_the_ids_by_which_claims_and_options_name_the_rows_are_shown(small):
+    ids = ", ".join(row.id for row in small.rows)
+    assert re.search(rf"\nRows, [^\n]* `--rows` [^\n]*\n  {ids}\n", render_table(small, {}, {}))
+    lines = render_table(small, {}, {}, "markdown").splitlines()
+    assert [line.split(" | ")[1] for line in lines if re.match(r"\| .* \| `\w+` \|", line)] == [
+        f"`{row.id}`" for row in small.rows
+    ]
 
 
 def test_unknown_style(small):

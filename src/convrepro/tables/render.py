@@ -72,13 +72,22 @@ def column_titles(metric: Metric, published: bool) -> tuple[str, ...]:
     return ("paper", "ours", "Δ") if published else ("ours",)
 
 
-def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Results, *, verdicts: bool = True) -> Grid:
+def _grid(
+    table: Table,
+    metrics: Iterable[str],
+    statics: Statics,
+    results: Results,
+    *,
+    verdicts: bool = True,
+    ids: bool = False,
+) -> Grid:
     """Header cells as (metric, title), and the lines; a metric without any published value shows ours alone.
 
-    A quoted row that says nothing about these metrics is left out. `verdicts`: whether the last column has them.
+    A quoted row that says nothing about these metrics is left out. `verdicts`: whether the last column has them; `ids`:
+    whether the second has the rows' ids.
     """
     names = {name: any(row.published.get(name) for row in table.rows) for name in metrics}
-    header = [("", "row")]
+    header = [("", "row"), *([("", "id")] if ids else [])]
     for name, published in names.items():
         unit = table.metrics[name].unit
         group = name if unit == "1" else f"{name} ({unit})"
@@ -88,7 +97,7 @@ def _grid(table: Table, metrics: Iterable[str], statics: Statics, results: Resul
         if row.quoted and not row.published.keys() & names:
             continue
         cells = {name: judge(table, row, table.metrics[name], statics, results) for name in names}
-        line = [row.label]
+        line = [row.label, *([f"`{row.id}`"] if ids else [])]
         for name, cell in cells.items():
             texts = {"paper": published_text(cell), "ours": ours_text(cell), "Δ": delta_text(cell)}
             line += [texts[title] for title in column_titles(table.metrics[name], names[name])]
@@ -182,9 +191,10 @@ def render_table(
     if static_only:
         kept = tuple(claim for claim in table.claims if claim.metric in counted)
         table = replace(table, metrics={name: table.metrics[name] for name in counted}, claims=kept)
-    main, claims = _grid(table, table.metrics, statics, results), _claims(table, statics, results)
+    claims = _claims(table, statics, results)
     if style == "markdown":
-        return _markdown(table, main, claims)
+        return _markdown(table, _grid(table, table.metrics, statics, results, ids=True), claims)
+    main = _grid(table, table.metrics, statics, results)
     terminal = sys.stdout.isatty()
     columns = width or (shutil.get_terminal_size().columns if terminal else PLAIN_WIDTH)
     blocks = [main]
@@ -285,7 +295,8 @@ def _text(table: Table, blocks: Sequence[Grid], claims: Grid, columns: int, term
         for cells in claims[1]:
             grid.add_row(escape(cells[0]), *map(paint, cells[1:]))
         console.print(grid)
-    for heading, items in remarks(table).items():
+    ids = {"Rows, from the top, as `--rows` and claims name them": [", ".join(row.id for row in table.rows)]}
+    for heading, items in {**ids, **remarks(table)}.items():
         console.print(f"\n[bold]{heading}[/]")
         for item in items:
             console.print(Padding(escape(" ".join(item.split())), (0, 0, 0, 2)))

@@ -43,9 +43,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table: its label, its cells, its verdict in words, and the kinds of verdict in it."""
+    """A row of a table: label and id, its cells, its verdict in words, and the kinds of verdict in it.
+
+    A claim has "" for the id.
+    """
 
     label: str
+    row_id: str
     cells: tuple[Value, ...]
     verdict: str
     verdicts: tuple[str, ...]
@@ -143,7 +147,7 @@ def _line(
         makers = {"paper": _published, "ours": _ours, "Δ": _delta}
         values += [makers[title](cells[name], sources) for title in titles]
     verdicts = tuple(dict.fromkeys(cell.verdict for cell in cells.values() if cell.verdict != NONE))
-    return Line(row.label, tuple(values), row_verdict(table, row, cells), verdicts)
+    return Line(row.label, row.id, tuple(values), row_verdict(table, row, cells), verdicts)
 
 
 def _published(cell: Cell, sources: Mapping[tuple[str, str], int]) -> Value:
@@ -177,7 +181,7 @@ def _claims(table: Table, statics: Statics, results: Results) -> tuple[Line, ...
     for claim in table.claims:
         verdict = judge_claim(table, claim, statics, results)
         text, relation, ours, paper = claim_line(verdict)
-        lines.append(Line(text, (Value(relation), Value(paper)), ours, (verdict.ours,)))
+        lines.append(Line(text, "", (Value(relation), Value(paper)), ours, (verdict.ours,)))
     return tuple(lines)
 
 

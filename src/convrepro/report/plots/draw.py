@@ -74,7 +74,8 @@ def describe(figure: Figure) -> str:
                 f"{where}: held-out top-1 against MACs of {len(figure.dots)} trials, {len(figure.front)} on the front"
             )
         case AccuracyByRow():
-            return f"{where}: published and own {figure.value}, {len(figure.pairs)} rows"
+            whose = "published and own" if any(pair.published for pair in figure.pairs) else "own"
+            return f"{where}: {whose} {figure.value}, {len(figure.pairs)} rows"
         case Costs():
             marks = [point.dot.mark for _, points in figure.panels for point in points]
             return f"{where}: {len(marks)} published costs against recomputed ones; {marks.count(OFF)} differ"
