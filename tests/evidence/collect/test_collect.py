@@ -226,7 +226,7 @@ def test_report_is_notes_then_tables(table, finished, root):
     text = path.read_text()
     assert path == root / "paper/README.md"
     assert text.startswith("# The paper\n\nWhat reproduces, in *words*.\n")
-    assert "| Plain | 94.00 | 94.00 ±0.14 (2) | 0.00 | 7.00 | reproduced |" in text
+    assert "| Plain | `plain` | 94.00 | 94.00 ±0.14 (2) | 0.00 | 7.00 | reproduced |" in text
     assert "| warm loses nothing | top1: warm - plain >= 0 | holds (+0.100 ±0.141) | unknown |" in text
     assert "| Plain | 80.00 (1) |" in text
     assert text.index("paper/small") < text.index("paper/again")
