@@ -81,6 +81,10 @@ def test_an_empty_value_does_not_select_everything(option, value):
     assert parse(["submit", "common/sample", "--", "--comment", value]).flags == ["--comment", value]
 
 
+def test_an_option_may_be_given_twice():
+    assert parse(["run", "common/sample", "--dry-run", "--dry-run"]).dry_run
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -90,8 +90,12 @@ def _refuse_empty(words: Sequence[str]) -> None:
     Taken for one that was not given, it would select every row, or every seed.
     """
     for before, word in zip(["", *words], words, strict=False):
-        option, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
-        if (equals or option == before) and not value.strip(" \t,"):
+        option, value = before, word
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            if not equals:
+                continue
+        if not value.strip(" \t,"):
             whose = f"{option} has the value" if option.startswith("-") else "an argument is"
             raise ConvReproError(f"{whose} {shown(value)}, which is empty; leave it out, or say what is meant")
 
