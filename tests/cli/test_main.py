@@ -81,6 +81,13 @@ def test_an_empty_value_does_not_select_everything(option, value):
     assert parse(["submit", "common/sample", "--", "--comment", value]).flags == ["--comment", value]
 
 
+@pytest.mark.parametrize("verb", ["run", "submit", "status", "cancel", "sync", "show"])
+def test_of_missing_arguments_only_those_are_named_that_must_be_given(verb, capsys):
+    with pytest.raises(SystemExit):
+        parse([verb])
+    assert re.match(r"convrepro: the following arguments are required: tables?; `", capsys.readouterr().err)
+
+
 def test_an_option_may_be_given_twice():
     assert parse(["run", "common/sample", "--dry-run", "--dry-run"]).dry_run
 

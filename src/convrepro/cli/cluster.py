@@ -45,7 +45,7 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("cancel", help="remove a table's runs from the queue; `resubmit` continues them")
     verb.add_argument("table", help="a table, such as hetconv/table1; a paper, such as hetconv; or all")
     folder = "more tables, and runs=FOLDER where the run folders are not in the usual folder"
-    verb.add_argument("overrides", nargs="*", default=[], help=folder)
+    verb.add_argument("overrides", nargs="*", help=folder)
     verb.set_defaults(execute=_cancel)
 
     verb = verbs.add_parser("task", help="(for job scripts) execute one run of a manifest")

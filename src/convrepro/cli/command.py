@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import zip_longest
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from convrepro import __version__
 from convrepro.cli import cluster, compare, dashboards, evidence, export, look, search, speed, training
@@ -35,7 +35,12 @@ EXTRAS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one sentence."""
+    """A parser whose complaint is one sentence; it asks for no argument that may be left out."""
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        if settings.get("nargs") == "*":
+            settings.setdefault("default", [])  # without a default argparse names it among those that are missing
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"convrepro: {' '.join(message.split())[:400]}; `{self.prog} --help` shows the usage\n")

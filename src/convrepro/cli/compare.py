@@ -26,9 +26,7 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser(
         "compare", help="train and measure operators on one network, and show which costs least for its accuracy"
     )
-    verb.add_argument(
-        "overrides", nargs="*", default=[], help="overrides for all, such as model=resnet20_cifar data=cifar10"
-    )
+    verb.add_argument("overrides", nargs="*", help="overrides for all, such as model=resnet20_cifar data=cifar10")
     operators = "such as igcv3 'hetconv(p=2,4)' 'low_rank(rank=0.5)'"
     verb.add_argument("--convs", nargs="+", required=True, metavar="OPERATOR", help=operators)
     verb.add_argument("--budget", default="proxy", help="paper, proxy or smoke (default: proxy)")

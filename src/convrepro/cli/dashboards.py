@@ -21,9 +21,7 @@ def add(verbs: Any) -> None:
     """Add the verbs of this module to an argument parser."""
     verb = verbs.add_parser("dashboard", help="a W&B workspace for a table, a report for a paper")
     verb.add_argument("what", help="a table such as hetconv/table1, or a paper such as hetconv")
-    verb.add_argument(
-        "overrides", nargs="*", default=[], help="where to, such as logger.project=mine logger.entity=team"
-    )
+    verb.add_argument("overrides", nargs="*", help="where to, such as logger.project=mine logger.entity=team")
     verb.add_argument("--budget", default="paper", help="the runs of this budget: paper, proxy or smoke")
     verb.add_argument("--json", type=expanduser, default="", help="write it to this file, without a server")
     verb.add_argument("--from-results", action="store_true", help="write the runs too, from result.json and evidence")
@@ -33,7 +31,7 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("sync", help="send the offline runs of tables to W&B, and nothing twice")
     verb.add_argument("table", help="a table, such as hetconv/table1; a paper, such as hetconv; or all")
     what = "more tables, and where to, such as logger.project=mine logger.entity=team"
-    verb.add_argument("overrides", nargs="*", default=[], help=what)
+    verb.add_argument("overrides", nargs="*", help=what)
     add_runs_folder(verb)
     verb.set_defaults(execute=_sync)
 

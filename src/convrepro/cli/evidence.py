@@ -24,9 +24,7 @@ def add(verbs: Any) -> None:
     verb.set_defaults(execute=_collect)
 
     verb = verbs.add_parser("report", help="write the papers' README pages and the scoreboard from the evidence")
-    verb.add_argument(
-        "names", nargs="*", default=[], metavar="PAPER|PAPER/TABLE", help="papers or tables (default: all papers)"
-    )
+    verb.add_argument("names", nargs="*", metavar="PAPER|PAPER/TABLE", help="papers or tables (default: all papers)")
     verb.add_argument("--plots", action="store_true", help="draw the plots as well; of a table, draw only its plots")
     verb.add_argument("--png", action="store_true", help="with --plots: write PNG files beside the SVG files")
     verb.add_argument(

@@ -8,9 +8,7 @@ from typing import Any
 def add(verbs: Any) -> None:
     """Adds the verb of this module to an argument parser."""
     verb = verbs.add_parser("export", help="write a network for inference to a file, and check the file's output")
-    verb.add_argument(
-        "overrides", nargs="*", default=[], help="overrides such as model=resnet18 conv=hetconv weights=CHECKPOINT"
-    )
+    verb.add_argument("overrides", nargs="*", help="overrides such as model=resnet18 conv=hetconv weights=CHECKPOINT")
     verb.add_argument(
         "--to",
         type=expanduser,

@@ -60,9 +60,7 @@ def add(verbs: Any) -> None:
         "search", help="search which operator in which layer costs least for its accuracy, on held-out training images",
         epilog="Flags of sbatch follow `--` where --submit is given.",
     )  # fmt: skip
-    verb.add_argument(
-        "overrides", nargs="*", default=[], help="overrides for all, such as model=resnet20_cifar data=cifar10"
-    )
+    verb.add_argument("overrides", nargs="*", help="overrides for all, such as model=resnet20_cifar data=cifar10")
     verb.add_argument("--space", default="operators", help="a file of conf/search (default: operators)")
     verb.add_argument("--sampler", default="nsga2", help=f"{', '.join(SAMPLERS)} (default: nsga2)")
     verb.add_argument("--trials", type=whole, default=60, help="trials in all, of all workers (default: 60)")

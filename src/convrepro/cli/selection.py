@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 def add_selection(verb: argparse.ArgumentParser) -> None:
     """Adds the arguments that select runs of a table: rows, seeds, budget, and overrides for all of them."""
     verb.add_argument("table", help="a table, such as hetconv/table1; a paper, such as hetconv; or all")
-    verb.add_argument(
-        "overrides", nargs="*", default=[], help="more tables, and overrides for every row, such as trainer=gpu"
-    )
+    verb.add_argument("overrides", nargs="*", help="more tables, and overrides for every row, such as trainer=gpu")
     verb.add_argument("--budget", default="paper", help="paper, proxy or smoke (default: paper)")
     verb.add_argument("--rows", default="", help="comma-separated rows (default: all)")
     verb.add_argument("--seeds", default="", help="seeds, such as 0,1,2 or 0..9 (default: the table's)")

@@ -15,9 +15,7 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 def add(verbs: Any) -> None:
     """Adds the verbs of this module to an argument parser."""
     verb = verbs.add_parser("train", help="train one network: any timm model with any operator")
-    verb.add_argument(
-        "overrides", nargs="*", default=[], help="such as model=resnet18 conv=hetconv conv.p=4 data=cifar10"
-    )
+    verb.add_argument("overrides", nargs="*", help="such as model=resnet18 conv=hetconv conv.p=4 data=cifar10")
     verb.add_argument("-m", "--multirun", action="store_true", help="train a network for each comma-separated value")
     what = "print the composed configuration without training: the run's (job, the default), Hydra's own, or all"
     verb.add_argument("--cfg", choices=("job", "hydra", "all"), help=what)
