@@ -41,7 +41,7 @@ def test_build_gives_a_network_with_its_convolutions_replaced():
 
 
 @pytest.mark.parametrize("size", [None, 32, (3, 32), (3, 0, 32), (3, -32, 32), ("3", 32, 32), (3, 32, 32, 32)])
-def test_a_size_that_is_none_is_an_error_that_shows_it(size):
+def test_what_is_no_image_size_is_an_error_that_shows_it(size):
     with pytest.raises(convrepro.ConvReproError, match=re.escape(f"input_size={size!r} must be three positive")):
         convrepro.count(timm.create_model("resnet18"), size)
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from convrepro.cli.command import parse
-from convrepro.cli.selection import each_table, tables_of_papers
+from convrepro.cli.selection import each_table, load_tables
 from convrepro.config.compose import check_overrides, compose_config
 from convrepro.models.build import build_network
 from convrepro.training.sweep import members
@@ -35,7 +35,7 @@ def test_an_example_is_valid(line):
     if hasattr(arguments, "table"):
         assert each_table(argparse.Namespace(**{"overrides": [], **vars(arguments)}))
     if hasattr(arguments, "tables"):
-        assert tables_of_papers(arguments.tables)
+        assert load_tables(arguments.tables)
     if arguments.verb == "train":
         if any(word.startswith("hydra/sweeper=") for word in arguments.overrides):
             assert check_overrides(arguments.overrides, sweep=True)
