@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,17 @@ def test_a_process_that_is_killed_while_it_counts_is_a_sentence_and_what_was_cou
     with pytest.raises(ConvReproError, match=r"was killed, .* goes on with what is not done yet"):
         count_tables([table], kill, cache)
     assert list(cache.folder.iterdir())
+
+
+def test_many_rows_of_one_network_start_no_process(tmp_path):
+    table, started = ranks(tmp_path, 1), []
+    rates = [replace(table.rows[0], id=f"lr{n}", overrides=(f"recipe.optimizer.lr=0.{n}",)) for n in range(1, 2 * MANY)]
+    count_tables(
+        [replace(table, rows=(*table.rows, *rates))],
+        lambda _: started.extend(multiprocessing.active_children()),
+        CountCache(tmp_path / "cache"),
+    )
+    assert not started
 
 
 def test_evidence_has_the_counts_at_hand_for_the_row_that_they_are_of(tmp_path):

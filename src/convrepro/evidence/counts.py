@@ -1,9 +1,10 @@
 """What a table's rows cost: its static columns, counted without training."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, as_completed
 from fractions import Fraction
 from functools import cache, partial
+from itertools import chain, islice
 
 from convrepro import complexity
 from convrepro.complexity.network import count_network
@@ -60,9 +61,7 @@ def recount(
                 yield key, cfg
             places.setdefault(key, []).append((table, row))
 
-    several = cores.are_worth_it(len({table.overrides(row) for table, row in rows}))
-    counted = (_at_once if several else _in_turn)(networks())
-    for done, (key, found) in enumerate(counted, start=1):
+    for done, (key, found) in enumerate(_counted_of(networks()), start=1):
         watch(f"counted {done} of {len(places)} networks")
         for table, row in places[key]:
             try:
@@ -79,12 +78,17 @@ def recount(
 _Found = Callable[[], complexity.Count]
 
 
-def _in_turn(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
+def _counted_of(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
+    first = list(islice(networks, cores.MANY))
+    return (_at_once if cores.are_worth_it(len(first)) else _in_turn)(chain(first, networks))
+
+
+def _in_turn(networks: Iterable[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
     for key, cfg in list(networks):
         yield key, partial(_once, key, cfg)
 
 
-def _at_once(networks: Iterator[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
+def _at_once(networks: Iterable[tuple[str, RunConfig]]) -> Iterator[tuple[str, _Found]]:
     with cores.pool(__name__) as pool:
         pending = {pool.submit(_count, cfg): key for key, cfg in networks}
         try:
