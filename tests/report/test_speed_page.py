@@ -1,6 +1,7 @@
 """The suite of speeds, and the page of their records: medians over records, the slower ones named, goals judged."""
 
 import json
+import re
 
 import pytest
 
@@ -112,6 +113,20 @@ def test_the_page_names_what_is_slower_and_judges_the_goals():
     assert "| quick | dense | 0.250 | 0.50 (0.30 to 0.60) | 50 % | 50 |" in page
     assert "| g | b | 0.5 | 0.51 | 1 | missed |" in page
     assert page.count("commit abababab") == 3
+
+
+def test_rows_of_our_own_tables_stand_apart_from_the_networks_of_papers():
+    rows = [timing("r", 0.5, 0.4, group) for group in ("a/b", "common/c", "operators")]
+    page = speed_page.render([record(*rows), record(timing("s", 0.5, 0.4, "a/d"))])
+    assert re.findall(r"^## (.*)|^\| ([^|]*) \| dense ", page, re.M)[:7] == [
+        ("Operators in one network", ""),
+        ("", "r"),
+        ("Networks of the papers", ""),
+        ("", "a/b: r"),
+        ("", "a/d: s"),
+        ("All operators under one protocol", ""),
+        ("", "r"),
+    ]
 
 
 def test_a_goal_that_is_missed_has_its_profile():

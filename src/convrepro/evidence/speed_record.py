@@ -211,10 +211,11 @@ def of_table(name: str, found: Sequence[Speed]) -> list[Speed]:
 def grid(found: Sequence[Speed], title: str) -> Grid:
     """Speeds as a table: times as shares of the baseline's, and milliseconds an image.
 
-    A subject that was measured in several settings has the setting beside its name.
+    A subject that was measured in several settings has the setting beside its name, one of several tables the table.
     """
     modes = [mode for mode in MODES if any(mode in speed.ratios for speed in found)]
-    names = [speed.name if speed.group == OPERATORS else f"{speed.group}: {speed.name}" for speed in found]
+    one_group = len({speed.group for speed in found}) == 1
+    names = [speed.name if one_group else f"{speed.group}: {speed.name}" for speed in found]
     header = [("", title), ("", "against"), ("MACs", "x")]
     header += [(MODES[mode], word) for mode in modes for word in ("time x", "realised", "ms/image")]
     lines = []

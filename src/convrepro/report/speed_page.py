@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from convrepro.config.paths import REPRODUCTIONS
 from convrepro.evidence.speed_record import (
@@ -23,6 +24,9 @@ from convrepro.evidence.speed_record import (
 from convrepro.tables.markdown import bullet, escaped, markdown_grid
 
 PAGE = "SPEED.md"
+OPERATORS_TITLE = "Operators in one network"
+OWN = "common/"
+"""What the names of tables begin with that are no paper's."""
 
 WHERE = {"train": "a training step", "inference": "inference", "exported": "inference in onnxruntime"}
 
@@ -39,17 +43,12 @@ the order may differ: `convrepro bench all` measures it there. What was measured
 
 def render(found: Sequence[Record]) -> str:
     """Renders the page from the records (see `speed_record.records`)."""
-    operators, networks = split(merged(found))
     parts = [INTRODUCTION, f"![Time against MACs]({PLOT_FILE})"]
-    if operators:
-        parts += [
-            "## Operators in one network",
-            _about(operators),
-            "\n".join(markdown_grid(grid(operators, "operator"))),
-        ]
-        parts += [_slower(operators)]
-    if networks:
-        parts += ["## Networks of the papers", "\n".join(markdown_grid(grid(networks, "row")))]
+    for section in sections(merged(found)):
+        parts.append(f"## {section.title}")
+        table = "\n".join(markdown_grid(grid(section.speeds, section.column)))
+        of_operators = section.title == OPERATORS_TITLE
+        parts += [_about(section.speeds), table, _slower(section.speeds)] if of_operators else [table]
     if goals := _goals(found):
         parts += ["## Goals", GOALS, "\n".join(goals)]
         if profiles := _profiles(found):
@@ -60,10 +59,27 @@ def render(found: Sequence[Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def split(measured: Sequence[Speed]) -> tuple[list[Speed], list[Speed]]:
-    """The speeds of operators in one network, the fastest first, and those of networks."""
+class Section(NamedTuple):
+    """A table of the page: its title, the title of its first column, and its lines."""
+
+    title: str
+    column: str
+    speeds: list[Speed]
+
+
+def sections(measured: Sequence[Speed]) -> list[Section]:
+    """The tables of the page: operators in one network, the fastest first; networks of papers; rows of our own tables.
+
+    Those without a line are left out.
+    """
     operators = sorted((s for s in measured if s.group == OPERATORS), key=_first_ratio)
-    return operators, [s for s in measured if s.group != OPERATORS]
+    rows = [s for s in measured if s.group != OPERATORS]
+    found = (
+        Section(OPERATORS_TITLE, "operator", operators),
+        Section("Networks of the papers", "row", [s for s in rows if not s.group.startswith(OWN)]),
+        Section("All operators under one protocol", "row", [s for s in rows if s.group.startswith(OWN)]),
+    )
+    return [section for section in found if section.speeds]
 
 
 def _first_ratio(speed: Speed) -> float:

@@ -13,7 +13,7 @@ from convrepro.report.html.inline import inline_svg
 from convrepro.report.plots import draw
 from convrepro.report.plots.files import SPEEDS, picture
 from convrepro.report.plots.speeds import speeds
-from convrepro.report.speed_page import split
+from convrepro.report.speed_page import sections
 from convrepro.tables.markdown import Grid
 
 
@@ -34,14 +34,12 @@ class Part:
 
 def speed_part(measured: Sequence[Speed]) -> Part:
     """The speeds of operators and networks on a CPU."""
-    operators, networks = split(measured)
     words = (
         "Time on a CPU as a share of the dense network's, timed in turns with it; below 1 is faster. Realised: the "
         "speed-up as a share of the one that the multiply-accumulates promise."
     )
-    named = (("Operators in one network", operators, "operator"), ("Networks of the papers", networks, "row"))
-    tables = tuple(_table(name, grid(found, title)) for name, found, title in named if found)
-    figure = speeds(operators, SPEEDS)
+    tables = tuple(_table(title, grid(found, column)) for title, column, found in sections(measured))
+    figure = speeds(measured, SPEEDS)
     drawn = (
         ((draw.describe(figure), inline_svg(picture(figure, REPRODUCTIONS / PLOT_FILE), "speed")),) if figure else ()
     )
