@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, isfinite, sqrt
 from statistics import stdev, variance
+from struct import pack, unpack
 from typing import Any, TypedDict
 
 from convrepro.config.plugins import content
@@ -117,12 +118,19 @@ def data_name(result: Mapping[str, Any]) -> str | None:
 
 
 def measured(result: Mapping[str, Any], metric: Trained) -> Fraction | None:
-    """The metric's value in a result, as printed there."""
+    """The metric's value in a result; accuracies, which a run computes in float32, as the share that they stand for."""
     value = ((result.get("metrics") or {}).get(metric.epoch) or {}).get(metric.run_metric)
     if not isinstance(value, int | float) or not isfinite(value):
         return None
-    exact = Fraction(str(value))
+    exact = 100 * _shortest(value / 100) if metric.run_metric.startswith("top") else Fraction(str(value))
     return 100 - exact if metric.complement else exact
+
+
+def _shortest(value: float) -> Fraction:
+    """The decimal with the fewest digits that is this number in float32: 0.9202, not 0.9201999902725220."""
+    single = pack("f", value)
+    texts = (f"{unpack('f', single)[0]:.{digits}g}" for digits in range(1, 10))
+    return Fraction(next(text for text in texts if pack("f", float(text)) == single))  # 9 digits always do
 
 
 def _samples(table: Table, row: Row, metric: Trained, results: Results) -> tuple[str, list[Fraction]]:
