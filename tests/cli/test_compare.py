@@ -13,7 +13,7 @@ from convrepro.errors import ConvReproError
 from convrepro.evidence.comparison import record_path
 from convrepro.evidence.counts import count
 from convrepro.evidence.width import thinned
-from convrepro.report.comparison import Line, _dominates
+from convrepro.report.comparison import Line, _dominates, notes
 from convrepro.runs.comparison import Comparison, operators
 from convrepro.tables import load_table
 from support.command import convrepro
@@ -102,6 +102,13 @@ def test_the_front_is_of_what_nothing_dominates():
     assert front == ["0", "2"]
     untrained = Line("x", {"macs": 0})
     assert not _dominates(untrained, found[0], "macs")
+
+
+@pytest.mark.unit
+def test_a_reason_that_several_networks_share_is_told_once():
+    found = [Line(name, {"macs": 1}, reason="no onnx") for name in ("a", "b")]
+    found += [Line("c", {"macs": 1}), Line("d", reason="no onnx"), Line("e", {"macs": 1}, reason="no file")]
+    assert notes(found) == ["a, b: no onnx", "d, refused: no onnx", "e: no file"]
 
 
 @pytest.mark.heavy

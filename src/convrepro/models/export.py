@@ -196,7 +196,7 @@ def check_target(path: Path) -> None:
             for package in ("onnx", "onnxscript", "onnxruntime"):
                 importlib.import_module(package)
         except ImportError as error:
-            raise ConvReproError(f"{path} needs {error.name}: pip install 'convrepro[export]'") from error
+            raise ConvReproError(f"{path.name} needs {error.name}: pip install 'convrepro[export]'") from error
 
 
 def _first(error: BaseException) -> BaseException:

@@ -112,8 +112,12 @@ def grid(found: Sequence[Line], accuracy: str = "top-1") -> Grid:
 
 
 def notes(found: Sequence[Line]) -> list[str]:
-    """What was refused or not measured, each with its reason."""
-    return [f"{one.title}{'' if one.costs else ', refused'}: {one.reason}" for one in found if one.reason]
+    """What was refused or not measured, with the reason; those that share one stand in one line."""
+    titles: dict[tuple[str, str], list[str]] = {}
+    for one in found:
+        if one.reason:
+            titles.setdefault(("" if one.costs else ", refused", one.reason), []).append(one.title)
+    return [f"{', '.join(names)}{refused}: {reason}" for (refused, reason), names in titles.items()]
 
 
 def _spread(values: Sequence[float]) -> str:
