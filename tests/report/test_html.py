@@ -128,8 +128,8 @@ def test_speed_and_coverage_stand_below_the_tables(text):
     """Each operator and row that was timed, each network that was tried, and as many refusals as the record has."""
     speed, coverage = (text[text.index(f'id="{name}"') :] for name in ("speed", "coverage"))
     speed = speed[: speed.index('id="coverage"')]
-    ours = (OPERATORS, "common/fashion_mnist")  # of papers' tables the name of the table is told, too
-    timed = {one.name if one.group in ours else f"{one.group}: {one.name}" for one in merged(records())}
+    alone = (OPERATORS, "common/fashion_mnist")  # The rows of papers share a table, which names the paper's.
+    timed = {one.name if one.group in alone else f"{one.group}: {one.name}" for one in merged(records())}
     assert timed == set(re.findall(r"<tr><td>(.+?)</td>", speed))
     record = read_record()
     assert re.findall(r"<tr><td>[^<]+</td><td>(\w+)</td><td>(?:\d+x\d+)?</td>", coverage) == [*record["networks"]]
